@@ -1,0 +1,4 @@
+"""The whole job: schema, loading, defaults.
+
+E
+"""
