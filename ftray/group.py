@@ -5,6 +5,7 @@ The evaluation and the checkpoints talk to their peers only through this, so the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 
@@ -20,6 +21,9 @@ class Group(Protocol):
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank."""
 
+    def total(self, values: Sequence[float]) -> list[float]:
+        """Return the sums over the ranks, in float64, the same on every rank."""
+
 
 class Alone:
     """The group of one."""
@@ -32,6 +36,9 @@ class Alone:
 
     def any(self, flag: bool) -> bool:
         return flag
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        return [float(value) for value in values]
 
 
 class TorchGroup:
@@ -51,10 +58,12 @@ class TorchGroup:
         return values
 
     def any(self, flag: bool) -> bool:
+        return self.total([float(flag)])[0] > 0
+
+    def total(self, values: Sequence[float]) -> list[float]:
         import torch
         import torch.distributed as dist
 
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        total = torch.tensor([int(flag)], device=device)
-        dist.all_reduce(total)
-        return bool(total.item())
+        sums = torch.tensor(values, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+        dist.all_reduce(sums)
+        return [float(value) for value in sums.tolist()]

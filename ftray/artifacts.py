@@ -1,0 +1,211 @@
+"""Run directories, atomic JSON, digests. A record that can be read is a record that was written whole."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ftray.errors import InputError, RunError
+
+
+def now() -> str:
+    """Return the time in UTC as ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def jsonable(value: Any) -> Any:
+    """Return `value` with NaN and infinities as null, as the contract wants numbers."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    return value
+
+
+def canonical_json(value: Any) -> str:
+    """Return one spelling for equal values: sorted keys, no blanks. What digests are taken of."""
+    return json.dumps(jsonable(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest_of(value: Any) -> str:
+    """Return the SHA-256 of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, streamed."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write atomically: a reader sees the old file or the new one, never half of one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _storage_error(path, error) from error
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write a record as JSON, atomically."""
+    write_text(path, json.dumps(jsonable(record), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON record; a damaged one is an error that names the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path} is not JSON: {error}",
+            kind="bad_record",
+            file=str(path),
+            line=error.lineno,
+            hint="Move the file away; records are rewritten by the command that made them.",
+        ) from error
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Append one JSON line. The only writer is rank 0 of the run that holds the lock."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(canonical_json_line(record))
+    except OSError as error:
+        raise _storage_error(path, error) from error
+
+
+def canonical_json_line(record: dict[str, Any]) -> str:
+    """Return a record as one line, keys in the given order."""
+    return json.dumps(jsonable(record), ensure_ascii=False) + "\n"
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read JSON lines; a last line cut off by a crash is ignored."""
+    if not path.exists():
+        return []
+    records = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            # A crash can tear a line, and the next attempt appends after it; the torn line was never reported.
+            if number + 1 < len(lines) and not lines[number + 1].startswith("{"):
+                raise
+    return records
+
+
+def _storage_error(path: Path, error: OSError) -> RunError:
+    return RunError(
+        f"cannot write {path}: {error.strerror}",
+        kind="unknown",
+        given=str(path),
+        hint="Free some space or make the folder writable, then run the same command again: it resumes.",
+        file=str(path),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """The paths of one training run (layout in the README)."""
+
+    root: Path
+
+    @property
+    def job(self) -> Path:
+        return self.root / "job.json"
+
+    @property
+    def audit(self) -> Path:
+        return self.root / "audit.json"
+
+    @property
+    def plan(self) -> Path:
+        return self.root / "plan.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.root / "evaluation.json"
+
+    @property
+    def predictions(self) -> Path:
+        return self.root / "predictions.jsonl"
+
+    @property
+    def selection(self) -> Path:
+        return self.root / "selection.json"
+
+    @property
+    def adapter(self) -> Path:
+        return self.root / "adapter"
+
+    @property
+    def result(self) -> Path:
+        return self.root / "result.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    def create(self) -> None:
+        """Make the folder, or say why it cannot be made; nothing is started in a folder that cannot be written."""
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            probe = self.root / f".write-test-{os.getpid()}"
+            probe.write_bytes(b"x" * 4096)
+            probe.unlink()
+        except OSError as error:
+            raise InputError(
+                f"the run folder {self.root} cannot be written: {error.strerror}",
+                kind="storage",
+                given=str(self.root),
+                allowed="a folder on a disk with free space where this user may write",
+                hint="Choose another place with --storage DIR, the job's `storage`, or FTRAY_STORAGE.",
+            ) from error
+
+
+@contextlib.contextmanager
+def run_lock(path: Path) -> Iterator[None]:
+    """Hold the run for this process; the kernel lets go when the process ends, however it ends."""
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read().strip()
+            raise InputError(
+                f"this run is already being worked on ({holder or 'by another process'})",
+                kind="run_locked",
+                given=str(path.parent),
+                hint="Wait for it, or end that process; then run the same command again: it resumes.",
+            ) from error
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} since {now()}")
+        file.flush()
+        yield

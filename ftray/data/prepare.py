@@ -1,0 +1,162 @@
+"""From the `data` section to tokenized rows: read, decontaminate, split, audit, tokenize. Deterministic.
+
+The process that checks a job and every worker that trains it run this and get the same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ftray.data.audit import AuditReport, audit, decontaminate
+from ftray.data.config import DataConfig, Source
+from ftray.data.conversations import Example
+from ftray.data.readers import read_source, source_digest
+from ftray.data.split import split_validation
+from ftray.data.templates import load_template
+from ftray.data.windows import cut_texts
+from ftray.data.tokenization import Dropped, Tokenization, Tokenized, TokenizedExample, tokenize_all
+from ftray.errors import InputError
+
+SMOKE_SHARE = 10
+"""`--smoke` trains on every tenth row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Datasets:
+    """Everything a run reads."""
+
+    train: list[TokenizedExample]
+    validation: list[Example]
+    test: list[Example] | None
+    probes: dict[str, list[Example]]
+    tokenization: Tokenization
+    max_length: int
+    audit: AuditReport
+    dropped: list[Dropped] = field(default_factory=list)
+    decontaminated: int = 0
+    notes: list[str] = field(default_factory=list)
+    digests: dict[str, str] = field(default_factory=dict)
+
+
+def sources_of(value: Source | list[Source]) -> list[Source]:
+    """Return a source or a list of them as a list."""
+    return list(value) if isinstance(value, list) else [value]
+
+
+def prepare(
+    data: DataConfig,
+    *,
+    probes: Mapping[str, Source],
+    tokenizer: Any,
+    model_length: int,
+    base: Path,
+    seed: int,
+    smoke: bool,
+    accepted: Mapping[str, str],
+) -> Datasets:
+    """Return the run's rows. Raises InputError for whatever is wrong with them; the audit is returned, not raised."""
+    max_length = min(data.max_length or model_length, model_length)
+    reading = _Reading(base, tokenizer, max_length)
+    test = None if data.test is None else reading.rows(data.test, "test")
+    general = {name: reading.rows(source, name) for name, source in probes.items()}
+    validation = None if isinstance(data.validation, float) else reading.rows(data.validation, "validation")
+    held_out = [*(test or []), *(validation or []), *(example for rows in general.values() for example in rows)]
+    train, num_dropped = _read_train(data, held_out, reading)
+    needs_template = any(example.text is None for example in [*train, *held_out])
+    tokenization = Tokenization(
+        tokenizer,
+        template=load_template(data.template, tokenizer, base=base) if needs_template else None,
+        loss_on=data.loss_on,
+        max_length=max_length,
+    )
+    if validation is None:
+        assert isinstance(data.validation, float)
+        split = split_validation(train, share=data.validation, config=data.split, seed=seed)
+        train, validation = split.train, split.validation
+    if smoke:
+        train = train[::SMOKE_SHARE] or train[:1]
+    report = audit(train, validation, test or [], general, accepted=accepted)
+    tokenized = tokenize_all(
+        train, tokenization, on_overlong=data.on_overlong, max_dropped=data.max_dropped, name="train"
+    )
+    if not tokenized.examples:
+        raise InputError(
+            "no training row is left after tokenization",
+            kind="empty_dataset",
+            given=len(train),
+            allowed="at least one row that fits and has labels",
+            hint="Raise data.max_length, or look at the rows ftray audit names.",
+            path="data.train",
+        )
+    dropped = list(tokenized.dropped)
+    validation = _fitting(validation, tokenization, data, "validation", dropped)
+    test = None if test is None else _fitting(test, tokenization, data, "test", dropped)
+    return Datasets(
+        train=list(tokenized.examples),
+        validation=validation,
+        test=test,
+        probes=general,
+        tokenization=tokenization,
+        max_length=max_length,
+        audit=report,
+        dropped=dropped,
+        decontaminated=num_dropped,
+        notes=list(tokenized.notes),
+        digests=data_digests(data, probes, base),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """Reads sources, with texts longer than the model cut into windows."""
+
+    base: Path
+    tokenizer: Any
+    max_length: int
+
+    def rows(self, value: Source | list[Source], name: str) -> list[Example]:
+        examples = [row for source in sources_of(value) for row in read_source(source, name=name, base=self.base)]
+        return cut_texts(examples, self.tokenizer, max_length=self.max_length)
+
+
+def _read_train(data: DataConfig, held_out: Sequence[Example], reading: _Reading) -> tuple[list[Example], int]:
+    rows: list[Example] = []
+    num_dropped = 0
+    for source in sources_of(data.train):
+        examples = reading.rows(source, "train")
+        if source.decontaminate:
+            cleaned = decontaminate(examples, held_out)
+            num_dropped += len(cleaned.dropped)
+            examples = list(cleaned.kept)
+        rows.extend(examples)
+    return rows, num_dropped
+
+
+def _fitting(
+    examples: Sequence[Example], tokenization: Tokenization, data: DataConfig, name: str, dropped: list[Dropped]
+) -> list[Example]:
+    """Return the held-out rows that fit the model, counting the others."""
+    tokenized: Tokenized = tokenize_all(
+        examples, tokenization, on_overlong=data.on_overlong, max_dropped=data.max_dropped, name=name
+    )
+    dropped.extend(tokenized.dropped)
+    lost = {one.row for one in tokenized.dropped}
+    return [example for example in examples if example.row not in lost]
+
+
+def data_digests(data: DataConfig, probes: Mapping[str, Source], base: Path) -> dict[str, str]:
+    """Return the content digest of every source, by its place in the job."""
+    places: dict[str, Source | list[Source]] = {"train": data.train}
+    if not isinstance(data.validation, float):
+        places["validation"] = data.validation
+    if data.test is not None:
+        places["test"] = data.test
+    places |= dict(probes)
+    return {
+        f"{name}.{index}" if isinstance(value, list) else name: source_digest(source, base)
+        for name, value in places.items()
+        for index, source in enumerate(sources_of(value))
+    }

@@ -1,0 +1,142 @@
+"""Let a model answer a task, the rows shared out over the processes of a group.
+
+Each row is graded where it was answered; every process returns all rows, in the task's order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ftray.data.collate import Layout
+from ftray.errors import RunError
+from ftray.evaluate.generate import generate
+from ftray.evaluate.graders import grade, needs_generation
+from ftray.evaluate.likelihood import ExampleLoss, choice_losses, example_losses
+from ftray.evaluate.mode import keep_while_work_is_left
+from ftray.evaluate.tasks import Task, TaskRow
+from ftray.group import Group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowPrediction:
+    """What one model answered to one row, and how good that was."""
+
+    task: str
+    row: int
+    prompt: str
+    expected: str
+    prediction: str
+    """The generated or chosen answer; empty where the text is given and only its likelihood is measured."""
+    score: float
+    correct: bool | None
+    nll: float | None
+    """Nats over all label tokens, for likelihood metrics."""
+    num_labels: int
+    num_bytes: int
+
+
+def predict_task(
+    task: Task,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    stop_token_ids: Sequence[int],
+    group: Group,
+    layout: Layout,
+    synchronised: bool = False,
+) -> list[RowPrediction]:
+    """Return the model's graded answer to every row. Every process of the group calls this.
+
+    `synchronised`: the model's weights are sharded (ZeRO-3), so no process may run a forward pass alone.
+    Raises RunError `nonfinite` when the model's likelihoods are not numbers.
+    """
+    # Longest first and dealt like cards: every process gets as much of every length.
+    order = sorted(range(len(task.rows)), key=lambda index: -len(task.rows[index].example.tokens))
+    mine = order[group.rank :: group.size]
+    rows = [task.rows[index] for index in mine]
+    keep_going = group.any if synchronised else keep_while_work_is_left
+    if needs_generation(task.metric):
+        answers = _generated(task, rows, model, tokenizer, stop_token_ids=stop_token_ids, keep_going=keep_going)
+    elif task.metric.metric == "choice":
+        candidates = [row.choices for row in rows]
+        ranked = choice_losses(model, candidates, layout=layout, keep_going=keep_going)
+        answers = [_answer(task, row, task.choices[one.chosen]) for row, one in zip(rows, ranked, strict=True)]
+    else:
+        losses = example_losses(model, [row.example for row in rows], layout=layout, keep_going=keep_going)
+        answers = [_likelihood(task, row, loss) for row, loss in zip(rows, losses, strict=True)]
+    gathered = group.gather(dict(zip(mine, answers, strict=True)))
+    everything = {index: answer for part in gathered for index, answer in part.items()}
+    return [everything[index] for index in range(len(task.rows))]
+
+
+def _generated(
+    task: Task,
+    rows: Sequence[TaskRow],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    stop_token_ids: Sequence[int],
+    keep_going: Callable[[bool], bool],
+) -> list[RowPrediction]:
+    pad_token_id: Any = tokenizer.pad_token_id
+    token_lists = generate(
+        model,
+        [row.prompt_tokens for row in rows],
+        max_new_tokens=task.metric.max_new_tokens,
+        stop_token_ids=stop_token_ids,
+        # Padding is masked: any token serves a tokenizer that has none for it.
+        pad_token_id=0 if pad_token_id is None else pad_token_id,
+        keep_going=keep_going,
+    )
+    texts = tokenizer.batch_decode(token_lists, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return [_answer(task, row, text) for row, text in zip(rows, texts, strict=True)]
+
+
+def _answer(task: Task, row: TaskRow, text: str) -> RowPrediction:
+    graded = grade(task.metric, text, row.expected)
+    return _prediction(task, row, text, score=graded.score, correct=graded.correct)
+
+
+def _likelihood(task: Task, row: TaskRow, loss: ExampleLoss) -> RowPrediction:
+    if not math.isfinite(loss.nll):
+        raise RunError(
+            f"The model's likelihood of row {row.row} of '{row.dataset}' is {loss.nll}: its weights or activations "
+            "overflowed.",
+            kind="nonfinite",
+            given={"dataset": row.dataset, "row": row.row, "nll": str(loss.nll)},
+            hint="Lower the learning rate, or use bf16 or fp32 instead of fp16.",
+        )
+    per_token = loss.nll / loss.num_labels
+    match task.metric.metric:
+        case "nll":
+            score = per_token
+        case "perplexity":
+            score = math.exp(min(per_token, 709.0))
+        case "bits_per_byte":
+            score = loss.nll / math.log(2) / row.num_bytes
+        case name:
+            raise AssertionError(f"'{name}' is no likelihood metric")
+    return _prediction(task, row, "", score=score, correct=None, loss=loss)
+
+
+def _prediction(
+    task: Task, row: TaskRow, text: str, *, score: float, correct: bool | None, loss: ExampleLoss | None = None
+) -> RowPrediction:
+    num_labels = int(row.example.is_label[1:].sum())
+    return RowPrediction(
+        task=task.name,
+        row=row.row,
+        prompt=row.prompt,
+        expected=row.expected,
+        prediction=text,
+        score=score,
+        correct=correct,
+        nll=None if loss is None else loss.nll,
+        num_labels=num_labels,
+        num_bytes=row.num_bytes,
+    )

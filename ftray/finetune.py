@@ -1,0 +1,261 @@
+"""The whole service as one function: a job in; a run directory with a verdict out.
+
+Everything that can be wrong is found before anything is started; everything that was started can be resumed.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ftray import __version__
+from ftray.artifacts import RunDirectory, digest_of, now, read_json, run_lock, write_json
+from ftray.data.audit import AuditReport
+from ftray.data.prepare import Datasets
+from ftray.errors import FAILURE_KINDS, FtrayError, InputError, Interrupted, RunError
+from ftray.follow import following
+from ftray.job import LoadedJob, run_directory, run_id_of
+from ftray.model.base import identify
+from ftray.tracking import require_trackers
+from ftray.train.batches import count_labels
+from ftray.train.plan import DataCounts, Machine, Plan, make_plan
+
+PACKAGES = ("ray", "torch", "transformers", "peft", "deepspeed", "datasets")
+FINISHED = ("completed", "early_stopped")
+Display = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A job that has been checked against its data and machine."""
+
+    run_id: str
+    run: RunDirectory
+    datasets: Datasets
+    plan: Plan
+
+
+def finetune(loaded: LoadedJob, *, display: Display, on_plan: Callable[[Prepared], None]) -> dict[str, Any]:
+    """Fine-tune, select, compare with the base; return result.json.
+
+    Raises InputError when nothing was started. A run that started and failed returns its result with the failure in
+    it; an interrupted one raises Interrupted after writing its result.
+    """
+    require_trackers(loaded.job.tracking)
+    run_id = run_id_of(loaded)
+    run = run_directory(loaded, run_id)
+    earlier = finished_result(run, loaded)
+    if earlier is not None:
+        return {**earlier, "reused": True}
+    prepared = check(loaded, run_id=run_id, run=run)
+    require_audit(prepared.datasets.audit)
+    require_workers(prepared.plan)
+    run.create()
+    with run_lock(run.root / ".driver.lock"):
+        write_records(loaded, prepared)
+        on_plan(prepared)
+        result = train_and_evaluate(loaded, prepared, display)
+        write_json(run.result, result)
+        write_report(run)
+    return result
+
+
+def finished_result(run: RunDirectory, loaded: LoadedJob) -> dict[str, Any] | None:
+    """Return the result of a finished run of this job, evaluated as the job now says; else None."""
+    if not run.result.exists():
+        return None
+    result: dict[str, Any] = read_json(run.result)
+    same_evaluation = result.get("evaluate_digest") == digest_of(loaded.job.evaluate.model_dump(mode="json"))
+    return result if result["status"] in FINISHED and same_evaluation else None
+
+
+def check(loaded: LoadedJob, *, run_id: str, run: RunDirectory) -> Prepared:
+    """Read the data, run the gate, make the plan. Raises InputError for whatever is wrong."""
+    from ftray.work import build_tasks, prepare_data
+
+    datasets, _ = prepare_data(loaded)
+    build_tasks(loaded.job, datasets)
+    lengths = [len(example.tokens) for example in datasets.train]
+    counts = DataCounts(
+        train_rows=len(datasets.train),
+        train_tokens=sum(lengths),
+        train_labels=count_labels(datasets.train),
+        longest=max(lengths),
+        validation_rows=len(datasets.validation),
+        test_rows=len(datasets.test or []),
+    )
+    plan = make_plan(
+        method=loaded.job.method,
+        train=loaded.job.train,
+        compute=loaded.job.compute,
+        data=counts,
+        machine=describe_machine(loaded),
+        max_length=datasets.max_length,
+        sequence_packing=loaded.job.data.sequence_packing,
+        seed=loaded.job.seed,
+    )
+    return Prepared(run_id=run_id, run=run, datasets=datasets, plan=plan)
+
+
+def describe_machine(loaded: LoadedJob) -> Machine:
+    """Return what a worker has: by the job's word where workers run elsewhere, by looking where it is this process."""
+    import torch
+
+    in_process = loaded.job.compute.workers == 0
+    has_gpu = torch.cuda.is_available() if in_process else loaded.job.compute.gpus_per_worker > 0
+    return Machine(has_gpu=has_gpu, has_bf16=not torch.cuda.is_available() or torch.cuda.is_bf16_supported())
+
+
+def require_audit(report: AuditReport) -> None:
+    """Raise InputError `audit_failed` when the dataset gate fails."""
+    record = report.to_record()
+    if record["status"] != "fail":
+        return
+    failed = [one for one in record["checks"] if one["status"] == "fail" and not one["accepted"]]
+    names = ", ".join(f"{one['name']} ({one['count']} of {one['rows']} rows)" for one in failed)
+    raise InputError(
+        f"the dataset gate failed: {names}",
+        kind="audit_failed",
+        given=[{"check": one["name"], "examples": one["examples"][:3]} for one in failed],
+        allowed="data that passes the gate, or a job that accepts the check by name with a reason",
+        hint=" ".join(dict.fromkeys(one["fix"] for one in failed))
+        + f" Or accept it: audit: {{accept: [{{check: {failed[0]['name']}, reason: ...}}]}}.",
+        path="audit.accept",
+    )
+
+
+def require_workers(plan: Plan) -> None:
+    """Start or find Ray, and refuse more workers than it can ever hold, before the run folder is made."""
+    if plan.engine == "deepspeed":
+        from ftray.train.launch import connect
+
+        connect(plan)
+
+
+def write_records(loaded: LoadedJob, prepared: Prepared) -> None:
+    """Write job.json, audit.json and plan.json: what ran is what is written here."""
+    job = loaded.job
+    record = {
+        "schema": "ftray/job/1",
+        "run_id": prepared.run_id,
+        "smoke": loaded.smoke,
+        "attempt_salt": loaded.attempt_salt,
+        "base_folder": str(loaded.base),
+        "job": job.model_dump(mode="json"),
+        "model_digest": identify(job.model).digest,
+        "data_digests": prepared.datasets.digests,
+        "ftray_version": __version__,
+    }
+    write_json(prepared.run.job, record)
+    write_json(prepared.run.audit, prepared.datasets.audit.to_record())
+    write_json(prepared.run.plan, prepared.plan.to_record())
+
+
+def train_and_evaluate(loaded: LoadedJob, prepared: Prepared, display: Display) -> dict[str, Any]:
+    """Run the workers and return result.json, also when they fail."""
+    started_at, started = now(), time.perf_counter()
+    try:
+        outcome = run_workers(loaded, prepared, display)
+        if outcome["data_digests"] != prepared.datasets.digests:
+            raise RunError(
+                "the workers read other data than this process checked: a file changed in between",
+                kind="data",
+                given=outcome["data_digests"],
+                allowed=prepared.datasets.digests,
+                hint="Keep the data files as they are while a run goes on; then run the command again.",
+            )
+    except KeyboardInterrupt as error:
+        outcome = failed_outcome("interrupted", None)
+        write_json(prepared.run.result, result_record(loaded, prepared, outcome, started_at, started))
+        raise Interrupted(
+            f"interrupted; {prepared.run.root} keeps its checkpoints",
+            kind="interrupted",
+            hint="Run the same command again: it goes on from the last checkpoint.",
+        ) from error
+    except RunError as error:
+        outcome = failed_outcome("failed", error)
+    return result_record(loaded, prepared, outcome, started_at, started)
+
+
+def run_workers(loaded: LoadedJob, prepared: Prepared, display: Display) -> dict[str, Any]:
+    """Run the worker function in this process or on Ray Train."""
+    from ftray.work import WorkOrder, run_ray_worker, work
+
+    order = WorkOrder(loaded=loaded, plan=prepared.plan, run=prepared.run.root, run_id=prepared.run_id)
+    if prepared.plan.engine == "torch":
+        return work(order, told=1, display=display)
+    from ftray.train.launch import launch
+
+    with following(prepared.run.metrics, display):
+        return launch(run_ray_worker, {"order": order}, plan=prepared.plan, run=prepared.run.root)
+
+
+def failed_outcome(status: str, error: FtrayError | None) -> dict[str, Any]:
+    """Return result.json's fields for a run that has nothing to show."""
+    kind = error.kind if error and error.kind in FAILURE_KINDS else "unknown"
+    message = f"{error.message} {error.hint}".strip() if error else ""
+    return {
+        "status": status,
+        "verdict": "none",
+        "verdict_reasons": [],
+        "steps": 0,
+        "epochs": 0.0,
+        "tokens": 0,
+        "label_tokens": 0,
+        "tokens_per_second": 0.0,
+        "peak_memory_bytes": 0,
+        "optimizer_bytes_per_rank": [],
+        "seconds": {"startup": 0.0, "train": 0.0, "evaluate": 0.0, "checkpoint": 0.0},
+        "selected": None,
+        "test": None,
+        "forgetting": None,
+        "adapter": None,
+        "failure": {"kind": kind, "message": message, "given": error.given} if error else None,
+    }
+
+
+def result_record(
+    loaded: LoadedJob, prepared: Prepared, outcome: dict[str, Any], started_at: str, started: float
+) -> dict[str, Any]:
+    """Return result.json."""
+    from ftray.tracking import next_attempt
+
+    plan = prepared.plan
+    total = time.perf_counter() - started
+    return {
+        "schema": "ftray/result/1",
+        "run_id": prepared.run_id,
+        "name": loaded.job.name,
+        "path": str(prepared.run.root),
+        "smoke": loaded.smoke,
+        "reused": False,
+        "attempts": next_attempt(prepared.run.metrics) - 1,
+        "method": plan.method,
+        "engine": plan.engine,
+        "zero_stage": plan.stage,
+        "workers": plan.workers,
+        "mode_reason": plan.mode_reason,
+        "failure": None,
+        **outcome,
+        "seconds": {**outcome["seconds"], "startup": _startup(outcome["seconds"], total), "total": total},
+        "data_digests": prepared.datasets.digests,
+        "evaluate_digest": digest_of(loaded.job.evaluate.model_dump(mode="json")),
+        "versions": {"ftray": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}},
+        "started_at": started_at,
+        "ended_at": now(),
+    }
+
+
+def _startup(seconds: dict[str, float], total: float) -> float:
+    """Everything that is not training, evaluation or checkpoints: processes, imports, data, model, DeepSpeed."""
+    return max(0.0, total - sum(seconds[part] for part in ("train", "evaluate", "checkpoint")))
+
+
+def write_report(run: RunDirectory) -> None:
+    """Write report.html from the records."""
+    from ftray.report.render import render_run
+
+    render_run(run)

@@ -1,0 +1,118 @@
+"""Attach LoRA to a base through PEFT, and read and write its weights under the names PEFT gives them on disk.
+
+The base is frozen; trained weights are fp32 whatever the base's dtype.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ftray.errors import InputError
+from ftray.model.config import MethodConfig
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+ADAPTER_NAME = "default"
+WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+
+
+def attach_lora(base: nn.Module, method: MethodConfig, *, base_name: str, seed: int) -> PeftModel:
+    """Return `base` with a fresh adapter: A random (from `seed`), B zero, so that it still answers as the base."""
+    from peft import LoraConfig, get_peft_model
+
+    names = {name.rsplit(".", 1)[-1] for name, module in base.named_modules() if _is_linear(module)}
+    if method.target_modules != "all-linear":
+        unknown = [target for target in method.target_modules if not _matches(base, target)]
+        if unknown:
+            raise InputError(
+                f"no layer of the model is named {unknown[0]!r}",
+                kind="unknown_target",
+                given=method.target_modules,
+                allowed=["all-linear", *sorted(names)],
+                hint="Use the last part of a linear layer's name, or all-linear.",
+                path="method.target_modules",
+            )
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=method.rank,
+        lora_alpha=_as_number(method.alpha),
+        lora_dropout=method.dropout,
+        use_rslora=method.rslora,
+        target_modules=method.target_modules,
+    )
+    from ftray.model.lora_linear import FoldedLoraLinear
+
+    config._register_custom_module({nn.Linear: FoldedLoraLinear})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: Any = get_peft_model(base, config)  # type: ignore[arg-type]
+    model.peft_config[ADAPTER_NAME].base_model_name_or_path = base_name
+    return model  # type: ignore[no-any-return]
+
+
+def _as_number(alpha: float) -> int:
+    # PEFT's type says int, its arithmetic takes floats; whole numbers stay whole in adapter_config.json.
+    return int(alpha) if float(alpha).is_integer() else alpha  # type: ignore[return-value]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def _matches(base: nn.Module, target: str) -> bool:
+    return any(
+        _is_linear(module) and (name == target or name.endswith(f".{target}")) for name, module in base.named_modules()
+    )
+
+
+def disk_name(parameter_name: str) -> str:
+    """Return the name a trained parameter has in `adapter_model.safetensors`."""
+    return parameter_name.replace(f".{ADAPTER_NAME}.", ".")
+
+
+def save_adapter_config(model: PeftModel, folder: Path) -> None:
+    """Write adapter_config.json as PEFT reads it, in inference mode."""
+    config = model.peft_config[ADAPTER_NAME]
+    was_inference = config.inference_mode
+    config.inference_mode = True
+    try:
+        config.save_pretrained(str(folder))
+    finally:
+        config.inference_mode = was_inference
+
+
+@contextlib.contextmanager
+def base_only(model: nn.Module) -> Iterator[None]:
+    """Answer as the untouched base inside this block. A model without an adapter is an assertion."""
+    from peft import PeftModel
+
+    assert isinstance(model, PeftModel), "only a model with an adapter holds its base untouched"
+    with model.disable_adapter():
+        yield
+
+
+def load_adapter_weights(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Copy weights by disk name into a model with an adapter; a missing or extra name is an error."""
+    parameters = {disk_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if parameters.keys() != tensors.keys():
+        different = sorted(parameters.keys() ^ tensors.keys())
+        raise InputError(
+            f"the adapter's weights do not fit the model: {len(different)} names differ, first {different[0]}",
+            kind="adapter_mismatch",
+            given=sorted(tensors)[:3],
+            allowed=sorted(parameters)[:3],
+            hint="The adapter was trained with other target modules or another base.",
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])

@@ -1,0 +1,150 @@
+"""Run a worker function on Ray Train with one torch process group: the only file of this room that imports Ray.
+
+Lost workers are replaced by Ray Train up to a finite limit and go on from the newest whole checkpoint, which the
+worker function finds by itself; Ray's own checkpoint records are not used. Nothing is reported through Ray per step:
+its reports are paced by a controller poll of seconds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from ftray.errors import FtrayError, InputError, Interrupted, RunError
+from ftray.train.memory import MALLOC_ENVIRONMENT
+from ftray.train.plan import Plan
+
+OBJECT_STORE_BYTES = 300 * 2**20
+"""Embedded Ray's object store: records and results pass through it, never weights or data."""
+Worker = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def connect(plan: Plan) -> bool:
+    """Connect to RAY_ADDRESS or start Ray in this process; return whether it was started here.
+
+    Raises InputError `too_few_resources` when the cluster can never hold the workers: it does not wait.
+    """
+    started = not ray.is_initialized()
+    if started:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        address = os.environ.get("RAY_ADDRESS")
+        options: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
+        if address is None:
+            require_resources(plan, {"CPU": float(os.cpu_count() or 1), "GPU": float(_gpus())}, "this machine")
+            options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        ray.init(address=address, **options)
+    require_resources(plan, ray.cluster_resources(), "the Ray cluster")
+    return started
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def require_resources(plan: Plan, there: dict[str, Any], where: str) -> None:
+    """Refuse more workers than `there` can ever hold."""
+    cpus, gpus = float(there.get("CPU", 0)), float(there.get("GPU", 0))
+    need_cpus, need_gpus = plan.min_workers * plan.cpus_per_worker, plan.min_workers * plan.gpus_per_worker
+    if need_cpus <= cpus and need_gpus <= gpus:
+        return
+    most = int(min(cpus // plan.cpus_per_worker, gpus // plan.gpus_per_worker if plan.gpus_per_worker else cpus))
+    raise InputError(
+        f"{plan.min_workers} workers need {need_cpus:g} CPUs and {need_gpus:g} GPUs; "
+        f"{where} has {cpus:g} CPUs and {gpus:g} GPUs",
+        kind="too_few_resources",
+        given={"workers": plan.min_workers, "cpus": need_cpus, "gpus": need_gpus},
+        allowed={"workers": most, "cpus": cpus, "gpus": gpus},
+        hint=f"Set compute.workers to {most} or fewer, or lower cpus_per_worker or gpus_per_worker."
+        if most
+        else "Set compute.workers: 0 to run in this process, or lower cpus_per_worker or gpus_per_worker.",
+        path="compute.workers",
+    )
+
+
+def launch(worker: Worker, payload: dict[str, Any], *, plan: Plan, run: Path) -> dict[str, Any]:
+    """Run `worker(payload)` on every worker; return rank 0's small dict.
+
+    Raises the FtrayError a worker raised, or RunError `node` when workers were lost more often than allowed.
+    """
+    started_here = connect(plan)
+    trainer = TorchTrainer(
+        _run_worker,
+        train_loop_config={"worker": worker, "payload": payload},
+        torch_config=TorchConfig(backend="nccl" if plan.gpus_per_worker else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=plan.workers if plan.min_workers == plan.workers else (plan.min_workers, plan.workers),
+            use_gpu=plan.gpus_per_worker > 0,
+            resources_per_worker=_resources(plan),
+        ),
+        run_config=ray.train.RunConfig(
+            name="checkpoints",
+            storage_path=str(run),
+            failure_config=ray.train.FailureConfig(max_failures=plan.max_failures, controller_failure_limit=1),
+            worker_runtime_env={"env_vars": _worker_environment(plan)},
+        ),
+    )
+    try:
+        outcome = trainer.fit().return_value
+    except KeyboardInterrupt as error:
+        raise Interrupted(
+            "interrupted", kind="interrupted", hint="The same command goes on from the last checkpoint."
+        ) from error
+    except ray.train.TrainingFailedError as error:
+        raise _cause(error) from error
+    finally:
+        if started_here:
+            ray.shutdown()
+    if isinstance(outcome, FtrayError):
+        raise outcome
+    assert isinstance(outcome, dict), "rank 0 returns a dict"
+    return outcome
+
+
+def _resources(plan: Plan) -> dict[str, float]:
+    resources = {"CPU": plan.cpus_per_worker}
+    if plan.gpus_per_worker:
+        resources["GPU"] = plan.gpus_per_worker
+    return resources
+
+
+def _worker_environment(plan: Plan) -> dict[str, str]:
+    environment = {"TOKENIZERS_PARALLELISM": "false", **MALLOC_ENVIRONMENT}
+    if not plan.gpus_per_worker:
+        environment["DS_ACCELERATOR"] = "cpu"
+    passed = ("HF_HUB_OFFLINE", "HF_HOME", "FTRAY_SHARED", "CXX", "PATH", "PYTHONPATH")
+    return environment | {name: os.environ[name] for name in passed if name in os.environ}
+
+
+def _run_worker(config: dict[str, Any]) -> dict[str, Any] | FtrayError | None:
+    """Run on each worker. An FtrayError would be retried if raised, and would fail the same way: it is returned."""
+    context = ray.train.get_context()
+    payload = {**config["payload"], "told": context.get_world_size()}
+    try:
+        outcome = config["worker"](payload)
+    except FtrayError as error:
+        return error
+    return outcome if context.get_world_rank() == 0 else None
+
+
+def _cause(error: Exception) -> RunError:
+    """Name what ended the run from the text of Ray's error."""
+    text = f"{error}\n{error.__cause__ or ''}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    last = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "unknown")
+    if "OutOfMemory" in text or "out of memory" in text or "OOM" in text:
+        kind, hint = "oom", "Lower train.micro_batch_size, turn on train.activation_checkpointing, or use a higher stage."
+    elif "ActorDied" in text or "NodeDied" in text or "WorkerHealthCheck" in text or "worker died" in text.lower():
+        kind, hint = "node", "Workers were lost more often than compute.max_failures allows; the same command resumes."
+    elif "gloo" in text.lower() or "nccl" in text.lower():
+        kind, hint = "communication", "The workers lost each other; the same command resumes."
+    else:
+        kind, hint = "unknown", "The traceback is in the worker's log (ray logs); the same command resumes."
+    return RunError(f"the workers failed: {last}", kind=kind, hint=hint)

@@ -1,0 +1,150 @@
+"""The training loop, from top to bottom: batches, gradients, step, log, evaluate, checkpoint, stop.
+
+It imports neither Ray nor DeepSpeed: an `Engine` computes, a `Group` speaks to the other workers, and `report` is the
+one way out. Everything it decides, it asks `Training`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ftray.data.collate import Layout, collate
+from ftray.evaluate.loss import mean_loss
+from ftray.evaluate.metrics import aggregate
+from ftray.evaluate.predict import predict_task
+from ftray.evaluate.tasks import Task
+from ftray.selection import Candidate, select
+from ftray.train.batches import share_out
+from ftray.train.checkpoint import CheckpointWriter
+from ftray.train.engine import Engine
+from ftray.train.health import require_finite_loss, require_finite_norm
+from ftray.train.state import Training
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    """How checkpoints are scored: the held-out rows as a task, and how its answers are graded."""
+
+    task: Task
+    tokenizer: Any
+    stop_token_ids: tuple[int, ...]
+    layout: Layout
+
+
+@dataclass(slots=True, kw_only=True)
+class Clock:
+    """Seconds spent in each part of a run."""
+
+    train: float = 0.0
+    evaluate: float = 0.0
+    checkpoint: float = 0.0
+    tokens: int = 0
+    started: float = field(default_factory=time.perf_counter)
+
+    def lap(self) -> float:
+        """Return the seconds since the last lap."""
+        now = time.perf_counter()
+        elapsed, self.started = now - self.started, now
+        return elapsed
+
+
+def train(
+    training: Training, engine: Engine, validation: Validation, checkpoints: CheckpointWriter, report: Report
+) -> Clock:
+    """Train until the last step or early stopping; leave a checkpoint at every evaluation that calls for one."""
+    plan, group, progress = training.plan, engine.group, training.progress
+    clock = Clock()
+    since_log = 0
+    engine.model.train()
+    while not training.finished:
+        inputs = training.upcoming()
+        shares = share_out(inputs.examples, plan.sharing(group.size))
+        batches = [collate(examples, validation.layout) for examples in shares[group.rank]]
+
+        torch.manual_seed(inputs.seed + group.rank)
+        losses = engine.accumulate(batches, normaliser=inputs.num_labels)
+        (loss_sum,) = group.total([float(sum(part.double().sum().item() for part in losses))])
+        loss = loss_sum / inputs.num_labels
+        require_finite_loss(loss, step=inputs.step, batches=batches, losses=losses, group=group)
+
+        grad_norm = engine.step(inputs.learning_rate)
+        require_finite_norm(grad_norm, step=inputs.step, precision=plan.precision)
+        training.advance(inputs, loss=loss, grad_norm=grad_norm)
+        clock.tokens += inputs.num_tokens
+        since_log += inputs.num_tokens
+
+        if progress.step % plan.log_every == 0 or training.finished or progress.step == 1:
+            seconds = clock.lap()
+            clock.train += seconds
+            report(
+                {
+                    "step": progress.step,
+                    "epoch": training.epoch,
+                    "kind": "step",
+                    "train/loss": loss,
+                    "train/learning_rate": inputs.learning_rate,
+                    "train/grad_norm": grad_norm,
+                    "train/tokens": progress.tokens,
+                    "train/tokens_per_second": since_log / seconds,
+                }
+            )
+            since_log = 0
+
+        if plan.evaluates_at(progress.step):
+            clock.train += clock.lap()
+            value, validation_loss = score(engine, validation)
+            decision = training.evaluated(value=value, validation_loss=validation_loss)
+            clock.evaluate += clock.lap()
+            report(
+                {
+                    "step": progress.step,
+                    "epoch": training.epoch,
+                    "kind": "evaluation",
+                    "val/loss": validation_loss,
+                    "val/accuracy": value,
+                }
+            )
+            if decision.stop:
+                report({"step": progress.step, "epoch": training.epoch, "kind": "event", "event": decision.reason})
+
+        if plan.checkpoints_at(progress.step) or training.finished:
+            clock.train += clock.lap()
+            save_scaler(training, engine)
+            checkpoints.save(engine, progress)
+            if group.rank == 0:
+                checkpoints.prune(best_step=best_step(training))
+            clock.checkpoint += clock.lap()
+    clock.train += clock.lap()
+    return clock
+
+
+def score(engine: Engine, validation: Validation) -> tuple[float, float]:
+    """Return the task's value and the loss in nats per label on the validation rows (collective)."""
+    shared = {"group": engine.group, "layout": validation.layout, "synchronised": engine.synchronised}
+    predictions = predict_task(
+        validation.task, engine.model, validation.tokenizer, stop_token_ids=validation.stop_token_ids, **shared
+    )
+    loss = mean_loss([row.example for row in validation.task.rows], engine.model, **shared)
+    return aggregate(validation.task.metric, predictions), loss
+
+
+def best_step(training: Training) -> int | None:
+    """Return the step that would be selected now."""
+    points = training.progress.evaluations
+    if not points:
+        return None
+    candidates = [Candidate(step=point.step, value=point.value, loss=point.validation_loss) for point in points]
+    return select(candidates, higher_is_better=training.higher_is_better).step
+
+
+def save_scaler(training: Training, engine: Engine) -> None:
+    """Note fp16's loss scale in the progress that the checkpoint saves."""
+    training.progress.loss_scale = engine.scaler.scale
+    training.progress.good_steps = engine.scaler.good_steps

@@ -1,0 +1,23 @@
+"""Shared fixtures. Real data and models are found through FTRAY_SHARED and skipped, saying so, where they are absent."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder of real data and models, or skip."""
+    folder = Path(os.environ.get("FTRAY_SHARED", REPOSITORY.parent / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"real data is not at {folder} (set FTRAY_SHARED)")
+    return folder

@@ -1,0 +1,47 @@
+"""A tokenizer made in memory whose tokens are characters, so that masks can be read as text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from ftray.data.conversations import Example, Message
+
+MakeExample = Callable[..., Example]
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer() -> Callable[..., Any]:
+    """Return a maker of byte-level tokenizers with one token per byte, plus given merges and control tokens."""
+
+    def make(*, control: tuple[str, ...] = ("<s>", "</s>"), merges: tuple[tuple[str, str], ...] = ()) -> Any:
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet()) + ["".join(pair) for pair in merges]
+        backend = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=list(merges)))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.decoder = decoders.ByteLevel()
+        return PreTrainedTokenizerFast(
+            tokenizer_object=backend,
+            bos_token=control[0],
+            eos_token=control[1],
+            additional_special_tokens=list(control[2:]),
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_example() -> MakeExample:
+    """Return a maker of examples: alternating user and assistant turns."""
+
+    def make(*turns: str, row: int = 0, system: str | None = None, dataset: str = "train", **columns: Any) -> Example:
+        messages = [Message(role="system", content=system)] if system is not None else []
+        for index, turn in enumerate(turns):
+            messages.append(Message(role="assistant" if index % 2 else "user", content=turn))
+        fields = {"prompt": turns[-2]} if len(turns) > 1 else {}
+        return Example(messages=tuple(messages), dataset=dataset, row=row, fields=fields, columns=columns)
+
+    return make

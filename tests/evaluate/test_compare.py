@@ -1,0 +1,82 @@
+"""Base and tuned side by side."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import pytest
+from evaluation_rows import answers, likelihoods, task_of
+
+from ftray.data.tokenization import Tokenization
+from ftray.evaluate.compare import collapse, compare, predictions_lines
+from ftray.evaluate.config import Metric
+
+EXPECTED = ["a", "b", "c"] * 6
+
+
+def test_paired_counts_and_their_exact_p_value(tokenization: Tokenization) -> None:
+    task = task_of(tokenization, EXPECTED, Metric())
+    base = answers(EXPECTED, ["a"] * 18, task.metric)  # right on six
+    tuned = answers(EXPECTED, ["x", *EXPECTED[1:]], task.metric)  # right on all but the first
+    comparison = compare(task, base, tuned)
+    record = comparison.to_record()
+    assert record["paired"] == {"both": 5, "only_base": 1, "only_tuned": 12, "neither": 0}
+    assert record["p_value"] == pytest.approx(2 * (1 + 13) / 2**13)
+    assert (record["base"]["value"], record["tuned"]["value"]) == pytest.approx((6 / 18, 17 / 18))
+    assert record["difference"]["low"] < 11 / 18 < record["difference"]["high"]
+    assert record["higher_is_better"] is True
+    assert record["bits_per_byte_change"] is None
+    assert comparison.improvement == pytest.approx(11 / 18)
+    assert comparison.harm == pytest.approx(-11 / 18)
+
+
+@pytest.mark.parametrize("metric", ["nll", "perplexity", "bits_per_byte"])
+def test_likelihood_probes_record_the_change_of_bits_per_byte(tokenization: Tokenization, metric: str) -> None:
+    task = task_of(tokenization, ["text"] * 8, Metric(metric=metric), role="general", name="probe")
+    comparison = compare(task, likelihoods([10.0] * 8), likelihoods([14.0] * 8))
+    assert comparison.bits_per_byte_change == pytest.approx(4 / math.log(2) / 40)
+    assert comparison.harm == comparison.bits_per_byte_change
+    assert comparison.improvement < 0
+    assert comparison.p_value < 0.02
+    assert (comparison.paired, comparison.collapse) == (None, None)
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "bleu", "token_f1", "rouge_l"])
+def test_other_metrics_are_compared_by_randomisation(tokenization: Tokenization, metric: str) -> None:
+    expected = [f"the {colour} {thing} is here now" for colour, thing in product(("red", "blue"), ("cat", "dog", "ox"))]
+    task = task_of(tokenization, expected, Metric(metric=metric))
+    nothing = compare(task, answers(expected, expected, task.metric), answers(expected, expected, task.metric))
+    assert nothing.p_value == 1.0
+    assert nothing.difference.value == 0
+    better = compare(task, answers(expected, ["no idea"] * 6, task.metric), answers(expected, expected, task.metric))
+    assert better.p_value < 0.1
+    assert better.difference.value == pytest.approx(1.0)
+    # macro_f1 rows are right or wrong, but its value is no share of them.
+    assert (better.paired is not None) == (metric == "macro_f1")
+
+
+def test_collapse_measures_how_varied_answers_are() -> None:
+    varied = collapse(["a", "b", "c", "d "])
+    assert (varied.distinct_share, varied.top_share, varied.entropy_bits) == (1.0, 0.25, 2.0)
+    same = collapse(["a", "a ", "a", "a"])
+    assert (same.distinct_share, same.top_share, same.entropy_bits) == (0.25, 1.0, 0.0)
+
+
+def test_predictions_lines_hold_both_answers(tokenization: Tokenization) -> None:
+    task = task_of(tokenization, ["a", "b"], Metric())
+    lines = predictions_lines(
+        task, answers(["a", "b"], ["x", "b"], task.metric), answers(["a", "b"], ["a", "B"], task.metric)
+    )
+    assert lines[0] == {
+        "task": "task", "row": 0, "prompt": "question 0", "expected": "a", "base": "x", "tuned": "a",
+        "base_correct": False, "tuned_correct": True, "base_score": 0.0, "tuned_score": 1.0,
+    }  # fmt: skip
+    assert [line["tuned_correct"] for line in lines] == [True, True]
+
+
+def test_different_rows_cannot_be_compared(tokenization: Tokenization) -> None:
+    task = task_of(tokenization, ["a", "b"], Metric())
+    rows = answers(["a", "b"], ["a", "b"], task.metric)
+    with pytest.raises(AssertionError, match="the same rows"):
+        compare(task, rows, rows[::-1])
