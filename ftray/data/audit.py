@@ -182,7 +182,7 @@ def _overlap(
     is_over = len(hits[worst]) > OVERLAP_LIMIT * len(evaluation[worst])
     others = "".join(f" Also {len(rows)} in {dataset}." for dataset, rows in hits.items() if rows and dataset != worst)
     fix = (
-        f"{len(hits[worst])} rows of {worst} also stand in the training data: set `decontaminate: true` on the training "
+        f"{len(hits[worst])} rows of {worst} are training rows, too: set `decontaminate: true` on the training "
         f"source, which drops them from training.{others}"
     )
     pointers = [_pointer(row, seen[key(row)]) for row in hits[worst]]

@@ -9,7 +9,7 @@ Shapes: N examples, R rows, L row length, T tokens, M labels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -43,11 +43,15 @@ class Batch:
         """Return the batch on `device`."""
         if torch.device(device) == self.input_ids.device:
             return self
-        moved = {
-            name: value.to(device, non_blocking=True) if isinstance(value := getattr(self, name), Tensor) else value
-            for name in self.__dataclass_fields__
-        }
-        return Batch(**moved)
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            position_ids=self.position_ids.to(device, non_blocking=True),
+            attention_mask=None if self.attention_mask is None else self.attention_mask.to(device, non_blocking=True),
+            label_positions=self.label_positions.to(device, non_blocking=True),
+            targets=self.targets.to(device, non_blocking=True),
+            example_index=self.example_index.to(device, non_blocking=True),
+        )
 
 
 def collate(examples: Sequence[TokenizedExample], layout: Layout, *, pad_token_id: int = 0) -> Batch:

@@ -143,8 +143,8 @@ def _fitting(
         examples, tokenization, on_overlong=data.on_overlong, max_dropped=data.max_dropped, name=name
     )
     dropped.extend(tokenized.dropped)
-    lost = {one.row for one in tokenized.dropped}
-    return [example for example in examples if example.row not in lost]
+    lost = {(one.row, one.digest) for one in tokenized.dropped}
+    return [example for example in examples if (example.row, example.digest) not in lost]
 
 
 def data_digests(data: DataConfig, probes: Mapping[str, Source], base: Path) -> dict[str, str]:

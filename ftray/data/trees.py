@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ftray.data.conversations import Message
 from ftray.data.columns import missing_column
+from ftray.data.conversations import Message
 from ftray.data.rows import Row, bad_row
 from ftray.data.turns import BadTurn, check_order, make_message
 

@@ -39,22 +39,23 @@ def most_common_token(answers: list[list[int]]) -> int:
     return int(np.bincount([token for answer in answers for token in answer[3:]]).argmax())
 
 
-@pytest.mark.parametrize("max_batch_tokens", [1, 200, 16384])
-def test_batches_give_the_tokens_of_single_rows(tiny_model: LlamaForCausalLM, max_batch_tokens: int) -> None:
-    model, prompts = tiny_model.double(), random_prompts(12)
+def test_batches_give_the_tokens_of_single_rows(tiny_model: LlamaForCausalLM) -> None:
+    model, prompts = tiny_model.double(), random_prompts(10)
     # A random model hardly ever says </s>: stop at what it says most, so that rows end at different times.
-    stop = most_common_token(one_by_one(model, prompts, 12, stop=1))
-    expected = one_by_one(model, prompts, 12, stop=stop)
+    free = one_by_one(model, prompts, 10, stop=1)
+    stop = most_common_token(free)
+    expected = [answer[: answer.index(stop)] if stop in answer else answer for answer in free]
     assert len({len(answer) for answer in expected}) > 2
-    given = generate(
-        model,
-        prompts,
-        max_new_tokens=12,
-        stop_token_ids=(stop,),
-        pad_token_id=1,
-        max_batch_tokens=max_batch_tokens,
-    )
-    assert given == expected
+    for max_batch_tokens in (1, 150, 16384):
+        given = generate(
+            model,
+            prompts,
+            max_new_tokens=10,
+            stop_token_ids=(stop,),
+            pad_token_id=1,
+            max_batch_tokens=max_batch_tokens,
+        )
+        assert given == expected
 
 
 def test_no_prompts_give_no_answers(tiny_model: LlamaForCausalLM) -> None:
@@ -109,7 +110,7 @@ def test_sliding_windows_keep_their_own_cache() -> None:
         num_key_value_heads=2, sliding_window=8, max_position_embeddings=128, initializer_range=0.3,
         bos_token_id=0, eos_token_id=1, pad_token_id=1,
     )  # fmt: skip
-    model, prompts = MistralForCausalLM(config).eval().double(), random_prompts(6)
+    model, prompts = MistralForCausalLM(config).eval().double(), random_prompts(4)
     given = generate(model, prompts, max_new_tokens=8, stop_token_ids=(1,), pad_token_id=1)
     assert given == one_by_one(model, prompts, 8, stop=1)
 
@@ -119,7 +120,7 @@ def test_a_real_model_answers_real_prompts(shared: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with (shared / "data" / "snips" / "heldout.jsonl").open(encoding="utf-8") as lines:
-        texts = [json.loads(line)["text"] for line, _ in zip(lines, range(8), strict=False)]
+        texts = [json.loads(line)["text"] for line, _ in zip(lines, range(6), strict=False)]
     prompts = [tokenizer(text)["input_ids"] for text in texts]
-    given = generate(model, prompts, max_new_tokens=24, stop_token_ids=(1,), pad_token_id=2)
-    assert given == one_by_one(model, prompts, 24, stop=1)
+    given = generate(model, prompts, max_new_tokens=12, stop_token_ids=(1,), pad_token_id=2)
+    assert given == one_by_one(model, prompts, 12, stop=1)

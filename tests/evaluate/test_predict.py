@@ -68,6 +68,7 @@ def test_ranks_share_the_rows_run_equally_often_and_all_know_everything(
     models = [copy.deepcopy(tiny_model) for _ in range(2)]
     forwards = [0, 0]
     for rank, model in enumerate(models):
+
         def count(*_: Any, rank: int = rank) -> None:
             forwards[rank] += 1
 
@@ -105,9 +106,7 @@ def test_likelihood_rows_carry_their_sums(tiny_model: LlamaForCausalLM, tokeniza
     assert 6 < row.score < 14
 
 
-def test_likelihoods_that_are_not_numbers_end_the_run(
-    tiny_model: LlamaForCausalLM, tokenization: Tokenization
-) -> None:
+def test_likelihoods_that_are_not_numbers_end_the_run(tiny_model: LlamaForCausalLM, tokenization: Tokenization) -> None:
     with torch.no_grad():
         tiny_model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(RunError, match="row 0 of 'test'") as raised:

@@ -78,7 +78,7 @@ def test_a_loss_that_is_no_number_stops_at_once() -> None:
 
 def test_warm_up_counts_only_when_asked_to() -> None:
     points = history([1.0, 0.8, 0.9, 1.0, 1.1])
-    assert not decide(points, warmup_steps=10).stop is False or decide(points, warmup_steps=10).stop
+    assert decide(points, warmup_steps=10).stop
     assert not decide(points, warmup_steps=20).stop
     assert decide(points, warmup_steps=20, after="start").stop
 
@@ -89,9 +89,7 @@ def test_warm_up_counts_only_when_asked_to() -> None:
     st.integers(1, 4),
     st.floats(0, 0.2),
 )
-def test_falling_losses_are_never_stopped(
-    falls: list[float], train: list[float], patience: int, margin: float
-) -> None:
+def test_falling_losses_are_never_stopped(falls: list[float], train: list[float], patience: int, margin: float) -> None:
     losses = [10.0 - sum(falls[: index + 1]) for index in range(len(falls))]
     assert not decide(history(losses, train), patience=patience, margin=margin).stop
 
