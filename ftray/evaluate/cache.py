@@ -30,6 +30,7 @@ class ReservedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self.capacity = capacity
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Reserve the buffers."""
         super().lazy_initialization(key_states, value_states)
         self.key_buffer, self.value_buffer = (
             states.new_empty((*states.shape[:2], self.capacity, states.shape[3]))

@@ -46,6 +46,7 @@ class RowStatistics:
 
     @property
     def value(self) -> float:
+        """The metric over all rows."""
         return float(self.value_of(self.rows.sum(axis=0, keepdims=True))[0])
 
 

@@ -102,11 +102,11 @@ def documents(seed: int) -> Iterator[Document]:
     writer = _Writer(f"documents {seed}")
     while True:
         kind = writer.rng.random()
-        if kind < 0.2:
+        if kind < 0.12:
             story = writer.story()
             if not is_held_out(story):
                 yield Document(text=story)
-        elif kind < 0.3:
+        elif kind < 0.25:
             yield Document(text=writer.description())
         else:
             yield Document(turns=tuple(writer.turn() for _ in range(writer.rng.choice((1, 1, 1, 2)))))

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ftray.data.conversations import normalise
 from ftray.quickstart.corpus import chat_turns, held_out_stories
 from ftray.quickstart.world import facts
 
@@ -167,11 +167,6 @@ def write_task(folder: Path, *, seed: int) -> TaskFiles:
 
 def _write_rows(path: Path, rows: list[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def normalise(text: str) -> str:
-    """Return the lower-case words of a text, one blank apart: two requests that agree in this are the same request."""
-    return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def _requests(wordings: tuple[str, ...], count: int, rng: random.Random) -> list[str]:

@@ -143,6 +143,8 @@ class DeepSpeedEngine:
 
     def states(self) -> Iterator[ParameterState]:
         started = bool(self._base_optimizer.state)
+        if started:
+            self._link_moments()
         for name, parameter in self.parameters.items():
             if self.stage == 0:
                 weight, state = parameter.detach(), self._base_optimizer.state.get(parameter)
@@ -187,6 +189,13 @@ class DeepSpeedEngine:
                     "step": torch.tensor(float(optimizer_step), dtype=torch.float32, device=parameter.device),
                     **{key: torch.zeros_like(parameter) for key in MOMENTS},
                 }
+        self._link_moments()
+
+    def _link_moments(self) -> None:
+        """Tell ZeRO 1 and 2 where each parameter's moments are.
+
+        DeepSpeed does this once, after the first parameter group's first step, when the second group has none yet.
+        """
         if self.stage in (1, 2):
             self._engine.optimizer._hp_optimizer_states_linked = False
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()

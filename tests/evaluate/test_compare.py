@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from typing import Any
 
 import pytest
-from evaluation_rows import answers, likelihoods, task_of
 
 from ftray.data.tokenization import Tokenization
 from ftray.evaluate.compare import collapse, compare, predictions_lines
@@ -15,7 +15,7 @@ from ftray.evaluate.config import Metric
 EXPECTED = ["a", "b", "c"] * 6
 
 
-def test_paired_counts_and_their_exact_p_value(tokenization: Tokenization) -> None:
+def test_paired_counts_and_their_exact_p_value(tokenization: Tokenization, answers: Any, task_of: Any) -> None:
     task = task_of(tokenization, EXPECTED, Metric())
     base = answers(EXPECTED, ["a"] * 18, task.metric)  # right on six
     tuned = answers(EXPECTED, ["x", *EXPECTED[1:]], task.metric)  # right on all but the first
@@ -32,7 +32,9 @@ def test_paired_counts_and_their_exact_p_value(tokenization: Tokenization) -> No
 
 
 @pytest.mark.parametrize("metric", ["nll", "perplexity", "bits_per_byte"])
-def test_likelihood_probes_record_the_change_of_bits_per_byte(tokenization: Tokenization, metric: str) -> None:
+def test_likelihood_probes_record_the_change_of_bits_per_byte(
+    tokenization: Tokenization, metric: str, likelihoods: Any, task_of: Any
+) -> None:
     task = task_of(tokenization, ["text"] * 8, Metric(metric=metric), role="general", name="probe")
     comparison = compare(task, likelihoods([10.0] * 8), likelihoods([14.0] * 8))
     assert comparison.bits_per_byte_change == pytest.approx(4 / math.log(2) / 40)
@@ -43,7 +45,9 @@ def test_likelihood_probes_record_the_change_of_bits_per_byte(tokenization: Toke
 
 
 @pytest.mark.parametrize("metric", ["macro_f1", "bleu", "token_f1", "rouge_l"])
-def test_other_metrics_are_compared_by_randomisation(tokenization: Tokenization, metric: str) -> None:
+def test_other_metrics_are_compared_by_randomisation(
+    tokenization: Tokenization, metric: str, answers: Any, task_of: Any
+) -> None:
     expected = [f"the {colour} {thing} is here now" for colour, thing in product(("red", "blue"), ("cat", "dog", "ox"))]
     task = task_of(tokenization, expected, Metric(metric=metric))
     nothing = compare(task, answers(expected, expected, task.metric), answers(expected, expected, task.metric))
@@ -63,7 +67,7 @@ def test_collapse_measures_how_varied_answers_are() -> None:
     assert (same.distinct_share, same.top_share, same.entropy_bits) == (0.25, 1.0, 0.0)
 
 
-def test_predictions_lines_hold_both_answers(tokenization: Tokenization) -> None:
+def test_predictions_lines_hold_both_answers(tokenization: Tokenization, answers: Any, task_of: Any) -> None:
     task = task_of(tokenization, ["a", "b"], Metric())
     lines = predictions_lines(
         task, answers(["a", "b"], ["x", "b"], task.metric), answers(["a", "b"], ["a", "B"], task.metric)
@@ -75,7 +79,7 @@ def test_predictions_lines_hold_both_answers(tokenization: Tokenization) -> None
     assert [line["tuned_correct"] for line in lines] == [True, True]
 
 
-def test_different_rows_cannot_be_compared(tokenization: Tokenization) -> None:
+def test_different_rows_cannot_be_compared(tokenization: Tokenization, answers: Any, task_of: Any) -> None:
     task = task_of(tokenization, ["a", "b"], Metric())
     rows = answers(["a", "b"], ["a", "b"], task.metric)
     with pytest.raises(AssertionError, match="the same rows"):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from evaluation_rows import chat, plain
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
@@ -28,7 +29,12 @@ def by_hand(model: LlamaForCausalLM, example: TokenizedExample) -> float:
 @pytest.mark.parametrize("layout", ["flat", "padded"])
 @pytest.mark.parametrize("max_batch_tokens", [1, 60, 4096])
 def test_losses_equal_those_of_single_examples_in_any_batch(
-    tiny_model: LlamaForCausalLM, tokenization: Tokenization, layout: Layout, max_batch_tokens: int
+    tiny_model: LlamaForCausalLM,
+    tokenization: Tokenization,
+    layout: Layout,
+    max_batch_tokens: int,
+    chat: Any,
+    plain: Any,
 ) -> None:
     model = tiny_model
     examples = [tokenization.encode(plain(text)) for text in TEXTS] + [tokenization.encode(chat("question", "yes"))]
@@ -42,7 +48,7 @@ def test_losses_equal_those_of_single_examples_in_any_batch(
 
 
 def test_the_choice_is_the_likeliest_answer_and_ties_go_to_the_first(
-    tiny_model: LlamaForCausalLM, tokenization: Tokenization
+    tiny_model: LlamaForCausalLM, tokenization: Tokenization, chat: Any
 ) -> None:
     candidates = [tokenization.encode(chat("question", answer)) for answer in ("no", "yes", "maybe")]
     sums = [by_hand(tiny_model, candidate) for candidate in candidates]

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from evaluation_rows import plain, task_of
 from transformers import LlamaForCausalLM
 
 from ftray.data.tokenization import Tokenization
@@ -59,7 +58,7 @@ def predict(task: Task, model: LlamaForCausalLM, tokenization: Tokenization, gro
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.metric)
 def test_ranks_share_the_rows_run_equally_often_and_all_know_everything(
-    tiny_model: LlamaForCausalLM, tokenization: Tokenization, metric: Metric
+    tiny_model: LlamaForCausalLM, tokenization: Tokenization, metric: Metric, task_of: Any
 ) -> None:
     task = task_of(tokenization, EXPECTED, metric)
     alone = predict(task, tiny_model, tokenization, Alone())
@@ -86,13 +85,15 @@ def test_ranks_share_the_rows_run_equally_often_and_all_know_everything(
     assert forwards[0] == forwards[1] > 0
 
 
-def test_a_choice_is_graded_as_an_answer(tiny_model: LlamaForCausalLM, tokenization: Tokenization) -> None:
+def test_a_choice_is_graded_as_an_answer(
+    tiny_model: LlamaForCausalLM, tokenization: Tokenization, task_of: Any
+) -> None:
     rows = predict(task_of(tokenization, EXPECTED, METRICS[1]), tiny_model, tokenization, Alone())
     assert {row.prediction for row in rows} <= set(EXPECTED)
     assert all(row.correct == (row.prediction == row.expected) for row in rows)
 
 
-def test_likelihood_rows_carry_their_sums(tiny_model: LlamaForCausalLM, tokenization: Tokenization) -> None:
+def test_likelihood_rows_carry_their_sums(tiny_model: LlamaForCausalLM, tokenization: Tokenization, plain: Any) -> None:
     task = build_task(
         [plain("Once upon a time")],
         name="stories",
@@ -106,7 +107,9 @@ def test_likelihood_rows_carry_their_sums(tiny_model: LlamaForCausalLM, tokeniza
     assert 6 < row.score < 14
 
 
-def test_likelihoods_that_are_not_numbers_end_the_run(tiny_model: LlamaForCausalLM, tokenization: Tokenization) -> None:
+def test_likelihoods_that_are_not_numbers_end_the_run(
+    tiny_model: LlamaForCausalLM, tokenization: Tokenization, task_of: Any
+) -> None:
     with torch.no_grad():
         tiny_model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(RunError, match="row 0 of 'test'") as raised:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from evaluation_rows import chat, plain, task_of
 
 from ftray.data.conversations import Example, Message
 from ftray.data.tokenization import Tokenization
@@ -12,7 +13,7 @@ from ftray.evaluate.config import Metric
 from ftray.evaluate.tasks import build_task
 
 
-def test_a_row_starts_generation_where_the_answer_would(tokenization: Tokenization) -> None:
+def test_a_row_starts_generation_where_the_answer_would(tokenization: Tokenization, chat: Any, task_of: Any) -> None:
     (row,) = task_of(tokenization, ["Straße"], Metric()).rows
     assert list(row.prompt_tokens) == tokenization.encode_prompt(chat("question 0", "Straße"))
     assert (row.prompt, row.expected) == ("question 0", "Straße")
@@ -20,7 +21,7 @@ def test_a_row_starts_generation_where_the_answer_would(tokenization: Tokenizati
     assert row.choices == ()
 
 
-def test_a_text_is_its_own_label(tokenization: Tokenization) -> None:
+def test_a_text_is_its_own_label(tokenization: Tokenization, plain: Any) -> None:
     task = build_task(
         [plain("Once upon a time")],
         name="stories",
@@ -32,7 +33,7 @@ def test_a_text_is_its_own_label(tokenization: Tokenization) -> None:
     assert (row.prompt, row.prompt_tokens, row.expected, row.num_bytes) == ("", (), "Once upon a time", 16)
 
 
-def test_choices_are_labelled_on_the_answer_alone(tokenization: Tokenization) -> None:
+def test_choices_are_labelled_on_the_answer_alone(tokenization: Tokenization, chat: Any) -> None:
     talk = Example(
         messages=(
             Message(role="user", content="hello"),
@@ -77,7 +78,7 @@ def test_a_tool_call_is_expected_as_its_template_writes_it(tokenization: Tokeniz
     ],
 )
 def test_answers_the_metric_cannot_grade_are_refused(
-    tokenization: Tokenization, metric: Metric, expected: list[str], words: str
+    tokenization: Tokenization, metric: Metric, expected: list[str], words: str, task_of: Any
 ) -> None:
     with pytest.raises(InputError, match=words) as raised:
         task_of(tokenization, expected, metric)
@@ -86,7 +87,7 @@ def test_answers_the_metric_cannot_grade_are_refused(
 
 
 @pytest.mark.parametrize("metric", ["exact_match", "choice", "bleu"])
-def test_texts_cannot_be_answered(tokenization: Tokenization, metric: str) -> None:
+def test_texts_cannot_be_answered(tokenization: Tokenization, metric: str, plain: Any) -> None:
     with pytest.raises(InputError, match="plain text without a question") as raised:
         build_task(
             [plain("Once", row=7)],
@@ -105,7 +106,7 @@ def test_an_empty_probe_is_refused(tokenization: Tokenization) -> None:
     assert raised.value.kind == "empty_probe"
 
 
-def test_a_users_metric_is_tried_before_anything_starts(tokenization: Tokenization) -> None:
+def test_a_users_metric_is_tried_before_anything_starts(tokenization: Tokenization, task_of: Any) -> None:
     # posixpath.join takes two strings and returns no number.
     with pytest.raises(InputError, match="returned 'yes/yes'") as raised:
         task_of(tokenization, ["yes"], Metric(metric="posixpath:join"))

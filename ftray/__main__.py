@@ -1,0 +1,5 @@
+"""`python -m ftray` is `ftray`."""
+
+from ftray.cli import main
+
+main()

@@ -1,0 +1,51 @@
+"""This process while it works: libraries kept quiet, and SIGTERM treated as Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+QUIET = {
+    "DATASETS_VERBOSITY": "error",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+"""Settings that libraries read when they are imported; what the user has set stays."""
+
+
+def quieten_libraries() -> None:
+    """Turn progress bars, hints and statistics of libraries off, before they are imported."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], None]]:
+    """Let SIGTERM raise KeyboardInterrupt inside this block.
+
+    Yields what puts the handler back: `ray.init` installs its own, which would end the process without a result.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def arm() -> None:
+        signal.signal(signal.SIGTERM, _interrupt)
+
+    arm()
+    try:
+        yield arm
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt

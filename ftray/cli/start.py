@@ -1,0 +1,100 @@
+"""The commands a newcomer meets: `quickstart`, `init`, `doctor`, `schema`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ftray.cli.options import Json, Quiet, Storage
+from ftray.cli.outcome import Outcome
+from ftray.cli.process import interruptible, quieten_libraries
+
+Data = Annotated[Path, typer.Argument(metavar="DATA", help="A file of training examples.", show_default=False)]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", metavar="MODEL", help="Base model: a local folder or a Hugging Face id."),
+]
+JobOutput = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The job file to write.")]
+STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+def quickstart(storage: Storage = None, quiet: Quiet = False, json: Json = False) -> Outcome:
+    """See the whole story offline in minutes: make a small model and a task, train, compare, report."""
+    quieten_libraries()
+    from ftray.display import open_display
+    from ftray.runs import storage_folder
+
+    with interruptible(), open_display(quiet=quiet, metric="exact_match") as display:
+        from ftray.quickstart.run import quickstart as tell
+
+        document = tell(storage_folder(storage), display)
+    return Outcome(document=document, show=lambda console: _show_quickstart(document, console), is_answer=False)
+
+
+def _show_quickstart(document: dict[str, Any], console: Any) -> None:
+    from ftray.summary import show_pairs
+
+    show_pairs(
+        {
+            "base": f"{document['base']:.1%} of the held-out rows right",
+            "tuned": f"{document['tuned']:.1%}",
+            "run": document["run"],
+            "report": document["report"],
+            "next": "ftray init your_data.jsonl --model Qwen/Qwen2.5-0.5B-Instruct",
+        },
+        console,
+    )
+
+
+def init(
+    data: Data,
+    model: Model = None,
+    output: JobOutput = Path("job.yaml"),
+    storage: Storage = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> Outcome:
+    """Write a commented job file for a data file, and say what was guessed."""
+    quieten_libraries()
+    from ftray.initialise import write_job
+
+    notes = write_job(data, model=model, output=output)
+
+    def show(console: Any) -> None:
+        for note in notes:
+            console.print(note, markup=False)
+        console.print(f"Next: ftray check {output}", markup=False, soft_wrap=True)
+
+    document = {"schema": "ftray/init/1", "job": str(output.resolve()), "notes": notes}
+    return Outcome(document=document, show=show, is_answer=False)
+
+
+def doctor(storage: Storage = None, quiet: Quiet = False, json: Json = False) -> Outcome:
+    """Look at this machine: what is there, what is missing, and what that costs."""
+    quieten_libraries()
+    from ftray.doctor import run_checks
+
+    checks = run_checks()
+
+    def show(console: Any) -> None:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table.grid(padding=(0, 2))
+        for one in checks:
+            status = one["status"]
+            table.add_row(Text(status, style=STYLES[status]), Text(one["name"]), Text(one["detail"], overflow="fold"))
+        console.print(table)
+
+    failed = any(one["status"] == "fail" for one in checks)
+    return Outcome(document={"checks": checks}, show=show, exit_code=1 if failed else 0)
+
+
+def schema(storage: Storage = None, quiet: Quiet = False, json: Json = False) -> Outcome:
+    """Print the JSON Schema of a job file: every key with its type, default and meaning."""
+    from ftray.job import Job
+
+    document = Job.model_json_schema()
+    return Outcome(document=document, show=lambda console: console.print_json(data=document, highlight=False))

@@ -1,0 +1,123 @@
+"""`ftray train` and `ftray check`."""
+
+from __future__ import annotations
+
+import secrets
+import shlex
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ftray.artifacts import RunDirectory, read_json
+from ftray.cli.options import Gate, JobFile, Json, Quiet, Sets, Smoke, Storage, gated
+from ftray.cli.outcome import Outcome
+from ftray.cli.process import interruptible, quieten_libraries
+from ftray.errors import Interrupted
+
+if TYPE_CHECKING:
+    from ftray.finetune import Prepared
+    from ftray.job import LoadedJob
+
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Make a new run, even where this job has one; its attempt is recorded.")
+]
+Attempt = Annotated[
+    str | None, typer.Option("--attempt", metavar="ID", help="Go on with the run that an earlier --fresh made.")
+]
+
+ENDS = {"completed": 0, "early_stopped": 0, "failed": 1, "interrupted": Interrupted.exit_code}
+"""Exit code of each status of result.json, the verdict aside."""
+
+
+def train(
+    job: JobFile,
+    sets: Sets = None,
+    smoke: Smoke = False,
+    gate: Gate = False,
+    fresh: Fresh = False,
+    attempt: Attempt = None,
+    storage: Storage = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> Outcome:
+    """Fine-tune: train, choose the best checkpoint, compare it with the base, write the run folder.
+
+    The same job again is the same run: it goes on where it was, or prints the result it has.
+    """
+    from ftray.job import load_job
+
+    quieten_libraries()
+    salt = new_attempt() if fresh else attempt
+    loaded = load_job(job, sets=sets or (), storage=storage, smoke=smoke, attempt_salt=salt)
+    result = _fine_tune(loaded, quiet=quiet)
+
+    def show(console: Any) -> None:
+        from ftray.summary import show_result
+
+        show_result(result, console, command=_command(job, sets or [], loaded, storage))
+
+    code = ENDS[result["status"]] or gated(result["verdict"], gate=gate)
+    return Outcome(document=result, show=show, exit_code=code, is_answer=False)
+
+
+def _command(job: Path, sets: list[str], loaded: LoadedJob, storage: str | None) -> str:
+    """Return the command that goes on with this run."""
+    words = ["ftray", "train", str(job)]
+    for setting in sets:
+        words += ["--set", setting]
+    words += ["--smoke"] if loaded.smoke else []
+    words += ["--attempt", loaded.attempt_salt] if loaded.attempt_salt else []
+    words += ["--storage", storage] if storage else []
+    return shlex.join(words)
+
+
+def _fine_tune(loaded: LoadedJob, *, quiet: bool) -> dict[str, Any]:
+    """Return result.json, also of a run that was interrupted after it had started."""
+    from ftray.display import open_display
+
+    started: list[RunDirectory] = []
+    with (
+        interruptible() as arm,
+        open_display(quiet=quiet, metric=loaded.job.evaluate.task.metric) as display,
+    ):
+        display.say("Checking the job, its data and its model")
+        from ftray.finetune import finetune
+
+        def on_plan(prepared: Prepared) -> None:
+            arm()
+            started.append(prepared.run)
+            display.on_plan(prepared)
+
+        try:
+            return finetune(loaded, display=display, on_plan=on_plan)
+        except Interrupted:
+            if not started:
+                raise
+            result: dict[str, Any] = read_json(started[0].result)
+            return result
+
+
+def new_attempt() -> str:
+    """Return what tells one --fresh run from the next."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+
+
+def check(
+    job: JobFile,
+    sets: Sets = None,
+    smoke: Smoke = False,
+    storage: Storage = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> Outcome:
+    """Say everything that can be known before anything is started: data, tokens, steps, memory, time."""
+    from ftray.job import load_job
+
+    quieten_libraries()
+    loaded = load_job(job, sets=sets or (), storage=storage, smoke=smoke)
+    from ftray.check import check_job, render_check
+
+    record = check_job(loaded)
+    return Outcome(document=record, show=lambda console: render_check(record, console))

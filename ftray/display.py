@@ -1,0 +1,244 @@
+"""Progress of long work on standard error: a live view on a terminal, plain lines elsewhere, nothing when quiet.
+
+A display is fed the lines of metrics.jsonl, by whichever thread reads them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from ftray.summary import duration, shown
+
+if TYPE_CHECKING:
+    from ftray.finetune import Prepared
+
+NAMES = {
+    "train/loss": "loss",
+    "train/learning_rate": "learning rate",
+    "train/grad_norm": "gradient norm",
+    "train/tokens_per_second": "tokens/s",
+}
+
+
+class Display(Protocol):
+    """Where work says how far it is."""
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        """Show a line of metrics.jsonl."""
+
+    def on_plan(self, prepared: Prepared) -> None:
+        """Show what is about to run."""
+
+    def say(self, text: str) -> None:
+        """Show what happens now."""
+
+    def advance(self, done: int, total: int, detail: str = "") -> None:
+        """Show how far work other than training is."""
+
+
+@dataclass(slots=True)
+class Course:
+    """How far a training is, from the lines it has logged."""
+
+    metric: str
+    total: int = 0
+    step: int = 0
+    first_step: int | None = None
+    first_time: float = 0.0
+    logged: dict[str, float] = field(default_factory=dict)
+    validation: dict[str, float] = field(default_factory=dict)
+
+    def take(self, line: dict[str, Any], now: float) -> None:
+        """Note a line."""
+        if self.first_step is None or line["kind"] == "event":
+            self.first_step, self.first_time = line["step"], now
+        self.step = line["step"]
+        if line["kind"] == "step":
+            self.logged = {name: line[key] for key, name in NAMES.items() if line.get(key) is not None}
+        elif line["kind"] == "evaluation":
+            self.validation = {key: line[key] for key in ("val/loss", "val/accuracy") if line.get(key) is not None}
+
+    def seconds_left(self, now: float) -> float | None:
+        """Return the time the remaining steps take at the pace so far; None before there is one."""
+        done = self.step - (self.first_step or 0)
+        if self.first_step is None or done <= 0 or not self.total:
+            return None
+        # While a step is under way the estimate falls with the clock, not in jumps at every log line.
+        return max(0.0, (now - self.first_time) / done * (self.total - self.step))
+
+    def numbers(self) -> list[str]:
+        """Return the last logged numbers, named."""
+        return [f"{name} {_number(name, value)}" for name, value in self.logged.items()]
+
+    def validated(self) -> str:
+        """Return the last evaluation."""
+        if not self.validation:
+            return ""
+        value = shown(self.metric, self.validation.get("val/accuracy"))
+        return f"validation loss {self.validation.get('val/loss', float('nan')):.4f}, {self.metric} {value}"
+
+
+def _number(name: str, value: float) -> str:
+    if name == "tokens/s":
+        return f"{value:,.0f}"
+    return f"{value:.2e}" if name == "learning rate" else f"{value:.4g}"
+
+
+class PlainLines:
+    """One line per log line, evaluation and event."""
+
+    def __init__(self, console: Console, metric: str) -> None:
+        self._console = console
+        self._course = Course(metric)
+        self._last_tenth = 0
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        """Show a line of metrics.jsonl."""
+        now = time.monotonic()
+        self._course.take(line, now)
+        where = f"step {line['step']}/{self._course.total}"
+        if line["kind"] == "event":
+            self.say(f"{where}  {line['event']}")
+        elif line["kind"] == "evaluation":
+            self.say(f"{where}  {self._course.validated()}")
+        else:
+            left = self._course.seconds_left(now)
+            ending = [f"{duration(left)} left"] if left else []
+            self.say("  ".join([where, *self._course.numbers(), *ending]))
+
+    def on_plan(self, prepared: Prepared) -> None:
+        """Show what is about to run."""
+        self._course.total = prepared.plan.total_steps
+        for line in plan_lines(prepared):
+            self.say(line)
+
+    def say(self, text: str) -> None:
+        """Show what happens now."""
+        self._console.print(Text(text), soft_wrap=True)
+
+    def advance(self, done: int, total: int, detail: str = "") -> None:
+        """Show how far work other than training is."""
+        tenth = 10 * done // max(1, total)
+        if tenth != self._last_tenth:
+            self._last_tenth = tenth
+            self.say(f"{done}/{total}  {detail}".rstrip())
+
+
+class LiveView:
+    """A bar with the last numbers below it; evaluations and events stay above, as lines."""
+
+    def __init__(self, console: Console, metric: str) -> None:
+        self._console = console
+        self._course = Course(metric)
+        self._activity = ""
+        self._bar: tuple[int, int, str] | None = None
+        self._spinner = Spinner("dots", style="cyan")
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        """Show a line of metrics.jsonl."""
+        self._bar = None
+        self._course.take(line, time.monotonic())
+        where = f"step {line['step']:>{len(str(self._course.total))}}"
+        if line["kind"] == "event":
+            self._keep(where, line["event"])
+        elif line["kind"] == "evaluation":
+            self._keep(where, self._course.validated())
+        last = line["kind"] == "evaluation" and line["step"] >= self._course.total
+        self._activity = "Choosing the checkpoint, comparing base and tuned model" if last else "Training"
+
+    def on_plan(self, prepared: Prepared) -> None:
+        """Show what is about to run."""
+        self._course.total = prepared.plan.total_steps
+        title, *lines = plan_lines(prepared)
+        self._console.print(Text(title, style="bold"))
+        for line in lines:
+            self._console.print(Text(line, style="dim"))
+        starting = "Loading the model" if prepared.plan.engine == "torch" else "Starting the workers"
+        self._activity = starting
+
+    def say(self, text: str) -> None:
+        """Show what happens now."""
+        self._activity, self._bar = text, None
+
+    def advance(self, done: int, total: int, detail: str = "") -> None:
+        """Show how far work other than training is."""
+        self._bar = (done, total, detail)
+
+    def _keep(self, where: str, text: str) -> None:
+        self._console.print(Text.assemble((where, "dim"), "  ", text))
+
+    def render(self) -> RenderableType:
+        """Return the live part."""
+        course = self._course
+        self._spinner.update(text=Text(self._activity, style="bold"))
+        if self._bar is not None:
+            done, total, detail = self._bar
+            return Group(self._spinner, _bar(done, total, detail))
+        if course.first_step is None:
+            return self._spinner
+        left = course.seconds_left(time.monotonic())
+        ending = f"{duration(left)} left" if left else ""
+        return Group(
+            self._spinner,
+            _bar(course.step, course.total, ending),
+            Text("   ".join(course.numbers())),
+            Text(course.validated(), style="dim"),
+        )
+
+
+def _bar(done: int, total: int, detail: str) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    table.add_row(ProgressBar(total=max(1, total), completed=done, width=40), f"{done}/{total}", Text(detail))
+    return table
+
+
+def plan_lines(prepared: Prepared) -> list[str]:
+    """Return what is about to run, in a few lines: the run, its data, its steps, what to know."""
+    plan, datasets = prepared.plan, prepared.datasets
+    workers = "in this process" if plan.engine == "torch" else f"{plan.workers} workers, DeepSpeed stage {plan.stage}"
+    counts = {
+        "training": len(datasets.train),
+        "validation": len(datasets.validation),
+        "test": len(datasets.test or []),
+        **{name: len(rows) for name, rows in datasets.probes.items()},
+    }
+    rows = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    lines = [
+        f"{prepared.run.root.name}: {plan.method}, {plan.precision}, {workers}",
+        f"rows: {rows}; {plan.data.train_tokens:,} training tokens, {plan.data.train_labels:,} of them learned",
+        f"steps: {plan.total_steps} of {plan.batch_size} examples, evaluated every {plan.evaluate_every}",
+    ]
+    if datasets.decontaminated:
+        lines.append(f"dropped: {datasets.decontaminated} training rows that also stand in the held-out data")
+    if datasets.dropped:
+        lines.append(f"dropped: {len(datasets.dropped)} rows that cannot be used")
+    checks = datasets.audit.to_record()["checks"]
+    lines += [f"warning: {one['name']}: {one['fix']}" for one in checks if one["status"] == "warn"]
+    accepted = [one for one in checks if one["status"] == "fail" and one["accepted"]]
+    lines += [f"accepted: {one['name']}: {one['accepted']}" for one in accepted]
+    return [*lines, *(f"note: {note}" for note in datasets.notes)]
+
+
+@contextmanager
+def open_display(*, quiet: bool, metric: str = "accuracy", console: Console | None = None) -> Iterator[Display]:
+    """Yield the display that fits standard error; `metric` is the name of the validation value."""
+    console = console or Console(stderr=True, highlight=False)
+    if quiet:
+        console.quiet = True
+    if quiet or not console.is_terminal:
+        yield PlainLines(console, metric)
+    else:
+        view = LiveView(console, metric)
+        with Live(get_renderable=view.render, console=console, refresh_per_second=5, transient=True):
+            yield view

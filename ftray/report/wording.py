@@ -1,0 +1,100 @@
+"""Numbers as a reader wants them: percent for shares, points for their differences, seconds as minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ftray.evaluate.config import LOWER_IS_BETTER
+
+MISSING = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
+LONGEST = 700
+"""Characters of a prompt or an answer that are shown."""
+
+
+def is_share(metric: str) -> bool:
+    """Return whether the metric is a number 0-1 where more is better, written as percent."""
+    return metric not in LOWER_IS_BETTER
+
+
+def value(number: float | None, metric: str) -> str:
+    """Write a metric's value: 90.0%, or 0.717."""
+    if number is None:
+        return MISSING
+    return f"{number:.1%}" if is_share(metric) else plain(number)
+
+
+def change(number: float | None, metric: str) -> str:
+    """Write a difference of two values with its sign: +90.0 points, or +0.121."""
+    if number is None:
+        return MISSING
+    text = f"{100 * number:+.1f} points" if is_share(metric) else f"{number:+.3f}"
+    return text.replace("-", MINUS)
+
+
+def interval(estimate: Mapping[str, Any], metric: str) -> str:
+    """Write the 95 % interval of an estimate: 87.6% to 92.0%."""
+    if estimate["low"] is None or estimate["high"] is None:
+        return "no interval"
+    return f"{value(estimate['low'], metric)} to {value(estimate['high'], metric)}"
+
+
+def change_interval(estimate: Mapping[str, Any], metric: str) -> str:
+    """Write the 95 % interval of a difference: +87.7 to +92.1."""
+    if estimate["low"] is None or estimate["high"] is None:
+        return "no interval"
+    low, high = (change(estimate[end], metric).removesuffix(" points") for end in ("low", "high"))
+    return f"{low} to {high}"
+
+
+def plain(number: float | None) -> str:
+    """Write a number with four digits."""
+    return MISSING if number is None else f"{number:.4g}"
+
+
+def count(number: float | None) -> str:
+    """Write a whole number with thousands apart."""
+    return MISSING if number is None else f"{number:,.0f}"
+
+
+def p_value(number: float | None) -> str:
+    """Write a p-value."""
+    if number is None:
+        return MISSING
+    return "p < 0.001" if number < 0.001 else f"p = {number:.2g}"
+
+
+def duration(seconds: float | None) -> str:
+    """Write seconds as 42.0 s, 2 min 42 s or 3 h 05 min."""
+    if seconds is None:
+        return MISSING
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def size(num_bytes: float | None) -> str:
+    """Write bytes as MiB or GiB."""
+    if num_bytes is None:
+        return MISSING
+    mebibytes = num_bytes / 2**20
+    return f"{mebibytes:.1f} MiB" if mebibytes < 1024 else f"{mebibytes / 1024:.1f} GiB"
+
+
+def moment(text: str | None) -> str:
+    """Write a UTC time of a record without its fraction."""
+    return MISSING if text is None else text[:19].replace("T", " ") + " UTC"
+
+
+def excerpt(text: str) -> str:
+    """Return the beginning of a long text, and how much is left out."""
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[:LONGEST]} … ({len(text) - LONGEST:,} more characters)"
+
+
+def words(name: str) -> str:
+    """Write an identifier as words: still wrong, overlap exact."""
+    return name.replace("_", " ")
