@@ -196,7 +196,7 @@ def run_workers(loaded: LoadedJob, prepared: Prepared, display: Display) -> dict
 def failed_outcome(status: str, error: FtrayError | None) -> dict[str, Any]:
     """Return result.json's fields for a run that has nothing to show."""
     kind = error.kind if error and error.kind in FAILURE_KINDS else "unknown"
-    message = f"{error.message} {error.hint}".strip() if error else ""
+    message = ". ".join(part.rstrip(".") for part in (error.message, error.hint) if part) if error else ""
     return {
         "status": status,
         "verdict": "none",

@@ -6,6 +6,7 @@ Comments come from the job's own schema, so that they cannot say anything else t
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel
 
 from ftray.data.columns import parse_template
@@ -173,8 +175,8 @@ def job_text(guess: Guess, *, model: str, test: Path | None, folder: Path) -> st
     tested = f"test: {_flow(source.model_copy(update={'path': held_out}))}"
     test_line = f"  # {tested}" if test is None else f"  {tested}"
     set_here = {
-        "name": json.dumps(_slug(Path(source.path).stem)),
-        "model": json.dumps(_path(model, folder) if Path(model).is_dir() else model),
+        "name": _slug(Path(source.path).stem),
+        "model": _scalar(_path(model, folder) if Path(model).is_dir() else model),
         "method.kind": "lora",
         "train.learning_rate": "1e-4",
         "evaluate.task": "{" + ", ".join(f"{key}: {value}" for key, value in guess.metric.items()) + "}",
@@ -228,7 +230,13 @@ def schema_field(path: str) -> Any:
 def _flow(source: Source) -> str:
     """Return a source as one line of YAML."""
     given = source.model_dump(exclude_defaults=True)
-    return "{" + ", ".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in given.items()) + "}"
+    return "{" + ", ".join(f"{key}: {_scalar(value)}" for key, value in given.items()) + "}"
+
+
+def _scalar(value: Any) -> str:
+    """Return a value as one line of YAML; text in quotes, whatever stands in it."""
+    style = '"' if isinstance(value, str) else None
+    return str(yaml.safe_dump(value, default_style=style, allow_unicode=True, width=math.inf)).strip()
 
 
 def _path(path: str, folder: Path) -> str:
@@ -237,7 +245,8 @@ def _path(path: str, folder: Path) -> str:
     if not file.exists():
         return path
     absolute = file.resolve()
-    if absolute.is_relative_to(folder):
+    # A relative path that begins with ~ would be somebody's home.
+    if absolute.is_relative_to(folder) and not absolute.relative_to(folder).parts[0].startswith("~"):
         return os.path.join(".", absolute.relative_to(folder))
     return str(absolute)
 

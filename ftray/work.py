@@ -289,6 +289,7 @@ def summarise(run: RunDirectory, evaluation: dict[str, Any], *, selection: dict[
         "selected": {key: selection[key] for key in ("step", "metric", "value", "last_value")},
         "test": compared if evaluation["split"] == "test" else None,
         "validation": compared if evaluation["split"] == "validation" else None,
+        "tasks": evaluation["tasks"],
         "forgetting": {key: forgetting[key] for key in ("score", "low", "high", "n")} if forgetting else None,
         "adapter": {"path": str(run.adapter), "digest": digest},
     }

@@ -15,7 +15,7 @@ from rich.console import Console
 from ftray.check import check_job, render_check, spell_seconds
 from ftray.errors import InputError
 from ftray.job import LoadedJob, load_job, run_directory, run_id_of
-from ftray.quickstart.pretrain import TINY, pretrain
+from ftray.quickstart.pretrain import tiny_base
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -25,7 +25,7 @@ INTENTS = ("music", "weather", "light")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("check")
-    pretrain(place / "model", recipe=TINY, seed=0, steps=0)
+    tiny_base(place / "model", seed=0)
     write_rows(place / "train.jsonl", 200)
     write_rows(place / "test.jsonl", 20, first=1000)
     write_rows(place / "seen.jsonl", 20)
@@ -125,13 +125,8 @@ def test_a_failed_gate_is_refused_with_the_numbers(folder: Path) -> None:
     cleaned = check_job(load(folder, "data.test.path=seen.jsonl", "data.train.decontaminate=true"))
     assert cleaned["decontaminated"] == 20
     reason = "the overlap is what is tested"
-    accepted = check_job(
-        load(
-            folder,
-            "data.test.path=seen.jsonl",
-            f"audit.accept={json.dumps([{'check': f'overlap_{how}', 'reason': reason} for how in ('exact', 'normalised')])}",
-        )
-    )
+    accept = [{"check": f"overlap_{how}", "reason": reason} for how in ("exact", "normalised")]
+    accepted = check_job(load(folder, "data.test.path=seen.jsonl", f"audit.accept={json.dumps(accept)}"))
     assert {one["accepted"] for one in accepted["audit"]["findings"]} == {reason}
     assert f"accepted: {reason}" in shown(accepted)
 
@@ -155,7 +150,7 @@ def test_a_cluster_is_not_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "unknown time" in shown(record)
 
 
-def test_unknown_targets_and_missing_trackers_are_refused(folder: Path) -> None:
+def test_unknown_target_modules_are_refused(folder: Path) -> None:
     with pytest.raises(InputError) as caught:
         check_job(load(folder, "method.target_modules=[nothing]"))
     assert caught.value.kind == "unknown_target"

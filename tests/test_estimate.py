@@ -27,7 +27,7 @@ from ftray.model.base import load_model
 from ftray.model.config import MethodConfig
 from ftray.model.forward import label_losses, layout_for
 from ftray.model.lora import attach_lora
-from ftray.quickstart.pretrain import TINY, pretrain
+from ftray.quickstart.pretrain import tiny_base
 from ftray.speed import Speed, cpu_speed, gpu_speed
 from ftray.train.config import ComputeConfig, DeepSpeedConfig, TrainConfig
 from ftray.train.engine import OptimizerSettings, TorchEngine
@@ -43,7 +43,7 @@ FACTOR = 1.5
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("estimate") / "model"
-    pretrain(folder, recipe=TINY, seed=0, steps=0)
+    tiny_base(folder, seed=0)
     return str(folder)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftray.errors import InputError
@@ -18,6 +18,7 @@ from ftray.job import Job, load_job
 
 INTENTS = ("music", "weather", "light")
 LONG = "A long answer that says more than a label could, in a whole sentence. "
+CHAT = [{"role": "user", "content": "{n}"}, {"role": "assistant", "content": LONG}]
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -57,7 +58,7 @@ def test_columns_are_guessed_and_said(tmp_path: Path) -> None:
     [
         ({"prompt": "p {n}", "completion": f"{LONG} {{n}}"}, "prompt_completion", "rouge_l"),
         ({"instruction": "i {n}", "input": "", "output": "{n}"}, "alpaca", "exact_match"),
-        ({"messages": [{"role": "user", "content": "u {n}"}, {"role": "assistant", "content": LONG}]}, "messages", "rouge_l"),
+        ({"messages": CHAT}, "messages", "rouge_l"),
         ({"text": "a story {n}"}, "text", "bits_per_byte"),
     ],
 )  # fmt: skip
@@ -134,6 +135,7 @@ def test_an_output_that_cannot_be_written_is_an_input_error(tmp_path: Path) -> N
     assert caught.value.kind == "storage"
 
 
+@settings(deadline=None, max_examples=60)
 @given(
     name=st.text(min_size=1, max_size=12),
     asks=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8).filter(lambda name: name.strip()),
@@ -147,8 +149,8 @@ def test_any_column_and_file_name_gives_a_job_that_loads_or_a_refusal(
     data = write(folder / f"{stem}.jsonl", rows)
     try:
         write_job(data, model=None, output=folder / "job.yaml")
-    except InputError as error:
-        assert error.kind == "unknown_format"
+    except InputError:
+        assert not (folder / "job.yaml").exists()
         return
     job = load_job(folder / "job.yaml").job
     assert isinstance(job, Job)

@@ -30,7 +30,7 @@ from ftray.group import Alone
 from ftray.job import Job, LoadedJob, identity, load_job, run_directory, run_id_of
 from ftray.model.base import load_model
 from ftray.model.forward import layout_for
-from ftray.quickstart.pretrain import TINY, pretrain
+from ftray.quickstart.pretrain import tiny_base
 from ftray.tracking import open_mirrors
 from ftray.train.deepspeed import deepspeed_config
 from ftray.work import build_model, build_tasks, prepare_data
@@ -341,8 +341,8 @@ def sections_listed(annotation: Any) -> list[type[Config]]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with two models, data files and a job."""
     place = tmp_path_factory.mktemp("walk")
-    pretrain(place / "model", recipe=TINY, seed=0, steps=0)
-    pretrain(place / "other-model", recipe=TINY, seed=1, steps=0)
+    tiny_base(place / "model", seed=0)
+    tiny_base(place / "other-model", seed=1)
     for name, count, first in (("train", 48, 0), ("other", 16, 30)):
         write_rows(place / f"{name}.jsonl", [row(index) for index in range(first, first + count)])
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]

@@ -26,6 +26,8 @@ class Source(Config):
     """Template of the assistant's turn, e.g. "{intent}"."""
     system: str | None = None
     """Template of a system message put before every example of this source."""
+    where: dict[str, list[str | int | bool]] | None = None
+    """Use only the rows whose columns have one of these values, e.g. {language: [en, de]}."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Use the first N rows (after a deterministic shuffle by content, so that sorted files stay balanced)."""
     weight: Annotated[float, Field(gt=0)] = 1.0

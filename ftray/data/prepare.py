@@ -78,7 +78,7 @@ def prepare(
         train, validation = split.train, split.validation
     if smoke:
         train = train[::SMOKE_SHARE] or train[:1]
-    report = audit(train, validation, test or [], general, accepted=accepted)
+    report = audit(train, validation, test or [], general, accepted=accepted, paths=_paths(data, probes))
     tokenized = tokenize_all(
         train, tokenization, on_overlong=data.on_overlong, max_dropped=data.max_dropped, name="train"
     )
@@ -145,6 +145,15 @@ def _fitting(
     dropped.extend(tokenized.dropped)
     lost = {(one.row, one.digest) for one in tokenized.dropped}
     return [example for example in examples if (example.row, example.digest) not in lost]
+
+
+def _paths(data: DataConfig, probes: Mapping[str, Source]) -> dict[str, str]:
+    """Return where each dataset comes from, for the audit's record."""
+    places: dict[str, Source | list[Source]] = {"train": data.train, **probes}
+    if data.test is not None:
+        places["test"] = data.test
+    places["validation"] = data.train if isinstance(data.validation, float) else data.validation
+    return {name: ", ".join(source.path for source in sources_of(value)) for name, value in places.items()}
 
 
 def data_digests(data: DataConfig, probes: Mapping[str, Source], base: Path) -> dict[str, str]:

@@ -72,6 +72,7 @@ def read_source(source: Source, *, name: str, base: Path) -> list[Example]:
     files = source_files(source, base)
     rows = read_rows(files[0]) if files else read_hub_rows(source.path)
     file = str(files[0]) if files else source.path
+    rows = _chosen(rows, source.where or {}, file=file)
     examples = list(_read_examples(source, rows, name=name, file=file)) if rows else []
     if not examples:
         raise InputError(
@@ -157,6 +158,27 @@ def _values(template: ColumnTemplate, columns: Mapping[str, Any]) -> dict[str, s
         if columns[name] is None:
             raise BadTurn(f"has nothing (null) in the column {name!r}, which a template uses")
     return {name: check_text(column_text(columns[name]), f"the column {name!r}") for name in template.names}
+
+
+def _chosen(rows: Sequence[Row], where: Mapping[str, Sequence[Any]], *, file: str) -> Sequence[Row]:
+    """Return the rows whose columns have one of the values asked for."""
+    for column in where:
+        if not any(column in row.columns for row in rows):
+            raise missing_column(column, rows[0].columns, file=file, line=rows[0].line, where="`where`")
+    chosen = [row for row in rows if all(row.columns.get(column) in values for column, values in where.items())]
+    if rows and not chosen:
+        raise InputError(
+            f"no row of {file} has the values that `where` asks for",
+            kind="empty_dataset",
+            given=dict(where),
+            allowed={
+                column: sorted({str(row.columns.get(column)) for row in rows})[:20] for column in where
+            },
+            hint="Correct the values, or remove `where`.",
+            path="where",
+            file=file,
+        )
+    return chosen
 
 
 def _limited(examples: list[Example], limit: int | None) -> list[Example]:

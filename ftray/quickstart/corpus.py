@@ -23,9 +23,9 @@ _HOUSEWORK = (
     "The robot turned the light on in the {room}, so it was bright.",
     "The robot turned the lamp off in the {room}, so it was dark.",
     "{name} went shopping to buy {food} and milk.",
-    "There was no {food} left, so {name} needed more {food} from the shop.",
+    "The {food} was gone, so {name} needed more {food} from the shop.",
     "{name} set the clock to ring after {minutes} minutes.",
-    "{name} sent a message to {friend} and told her about the {toy}.",
+    "{name} sent a message to {friend} and asked for the {toy}.",
     "{name} wrote a note to {friend}, because {friend} was late.",
     "{name} asked about the weather {time}, and took a coat.",
     "They had to wait {minutes} minutes until the {food} was done.",
@@ -52,7 +52,7 @@ _FEELINGS = {
     "sad": ("{name} lost the {toy} and cries.", "The {toy} of {name} is broken.", "Nobody plays with {name}."),
     "happy": ("{name} got a new {toy}.", "{name} laughs and dances with the {toy}.", "{name} wins the game."),
     "tired": ("{name} worked all day.", "{name} wants to go to bed.", "{name} did not sleep {time}."),
-    "afraid": ("{name} hears a wolf near the {room}.", "It is dark and {name} is alone.", "{name} hides in the {room}."),
+    "afraid": ("{name} hears a wolf outside.", "It is dark and {name} is alone.", "{name} hides in the {room}."),
     "hungry": ("{name} did not eat {time}.", "{name} wants {food} and soup.", "The plate of {name} is empty."),
 }  # fmt: skip
 _SMALL_TALK = (
@@ -66,7 +66,7 @@ _SMALL_TALK = (
 )
 _STATEMENTS = {
     "animal": ("{who} says {sound}.", "{who} lives in the {home}.", "{who} eats {food}.", "{who} is {colour}."),
-    "person": ("{who} is a {job}.", "{who} lives in the {home}.", "{who} eats {food}."),
+    "person": ("{who} is a {job}.", "{who} lives near the {home}.", "{who} eats {food}."),
     "thing": ("{who} is for {use}.", "{who} is in the {room}.", "{who} is made of {material}."),
 }
 _WORDS = {
@@ -149,7 +149,7 @@ class _Writer:
         self.people = [entity for entity in self.entities if entity.kind == "person"]
 
     def story(self) -> str:
-        """Return three to five sentences about two people and one animal."""
+        """Return a few sentences about two people and one animal."""
         words = self._words()
         sky = self.rng.choice(_SKIES)
         middle = self.rng.sample(_EVENTS, self.rng.choice((1, 2, 3)))

@@ -1,4 +1,4 @@
-"""Make the quickstart's base model: a tokenizer and a small Llama, trained from nothing on the corpus.
+"""Make the quickstart's base model: a small Llama trained from nothing on the corpus.
 
 The result is an ordinary Hugging Face folder. It depends on the seed, the number of steps and the number of threads,
 never on the clock. Shapes: B rows a step, T tokens a row, V vocabulary.
@@ -15,27 +15,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ftray.quickstart.corpus import Document, documents
+from ftray.quickstart.corpus import documents
+from ftray.quickstart.tokenizer import render, train_tokenizer
 
-BOS, EOS, PAD = "<s>", "</s>", "<pad>"
-# The blank after "Bot:" belongs to the answer: a byte-level tokenizer joins blanks to the word that follows them, so
-# "Bot:" is the same token with and without an answer, and every prompt is a prefix of its conversation.
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] == 'system' %}{{ message['content'] + '\n' }}"
-    "{% elif message['role'] == 'user' %}{{ 'User: ' + message['content'] + '\n' }}"
-    "{% elif message['role'] == 'assistant' %}{{ 'Bot:' }}"
-    "{% generation %}{{ ' ' + message['content'] + eos_token }}{% endgeneration %}"
-    "{% else %}{{ raise_exception('this template knows the roles system, user and assistant, not ' + message['role']) }}"
-    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'Bot:' }}{% endif %}"
-)
 DEFAULT_STEPS = 700
+MAX_LENGTH = 256
 _ROW_TOKENS = 128
-_TOKENIZER_DOCUMENTS = 4000
 
 Progress = Callable[[int, int, float], None]
 """Called after every step with (steps done, steps in all, loss)."""
@@ -80,15 +68,17 @@ def make_base(
     return pretrain(folder, recipe=BASE, seed=seed, steps=steps, on_progress=on_progress)
 
 
-def tiny_base(folder: Path, *, seed: int = 0) -> BaseReport:
+def tiny_base(folder: Path, *, seed: int = 0, on_progress: Progress | None = None) -> BaseReport:
     """Save a model of about 100,000 parameters that has barely learned anything: seconds, for tests."""
-    return pretrain(folder, recipe=TINY, seed=seed, steps=20)
+    return pretrain(folder, recipe=TINY, seed=seed, steps=20, on_progress=on_progress)
 
 
 def pretrain(folder: Path, *, recipe: Recipe, seed: int, steps: int, on_progress: Progress | None = None) -> BaseReport:
     """Train a tokenizer and a model of this recipe and save both to `folder`."""
+    if steps < 1:
+        raise AssertionError(f"pretraining needs at least one step, not {steps}")
     started = time.monotonic()
-    tokenizer = train_tokenizer(seed=seed, vocabulary=recipe.vocabulary)
+    tokenizer = train_tokenizer(seed=seed, vocabulary=recipe.vocabulary, max_length=MAX_LENGTH)
     model = build_model(recipe, tokenizer, seed=seed)
     batches = _batches(tokenizer, seed=seed, rows=recipe.rows_per_step)
     optimizer = torch.optim.AdamW(
@@ -101,14 +91,14 @@ def pretrain(folder: Path, *, recipe: Recipe, seed: int, steps: int, on_progress
             group["lr"] = recipe.learning_rate * _schedule(step, steps, recipe.warmup_steps)
         logits = model(input_ids=rows[:, :-1], use_cache=False).logits  # [B, T, V]
         step_loss = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
-        step_loss.backward()
+        step_loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         loss = step_loss.item()
         if on_progress is not None:
             on_progress(step + 1, steps, loss)
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return BaseReport(
@@ -116,46 +106,18 @@ def pretrain(folder: Path, *, recipe: Recipe, seed: int, steps: int, on_progress
     )
 
 
-def train_tokenizer(*, seed: int, vocabulary: int) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokenizer of the corpus, with the chat template."""
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[BOS, EOS, PAD],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    sample = itertools.islice(documents(seed), _TOKENIZER_DOCUMENTS)
-    core.train_from_iterator((_plain(document) for document in sample), trainer)
-    core.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, core.token_to_id(BOS))]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=PAD,
-        model_max_length=2 * _ROW_TOKENS,
-        clean_up_tokenization_spaces=False,
-        chat_template=CHAT_TEMPLATE,
-    )
-
-
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, *, seed: int) -> LlamaForCausalLM:
     """Return an untrained Llama; the global random state is left as it was."""
     config = LlamaConfig(
-        vocab_size=recipe.vocabulary,
+        vocab_size=len(tokenizer),
         hidden_size=recipe.hidden,
         intermediate_size=recipe.feed_forward,
         num_hidden_layers=recipe.layers,
         num_attention_heads=recipe.heads,
         num_key_value_heads=recipe.heads,
-        max_position_embeddings=2 * _ROW_TOKENS,
+        max_position_embeddings=MAX_LENGTH,
         initializer_range=recipe.initial_deviation,
         tie_word_embeddings=True,
-        attn_implementation="sdpa",
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -163,17 +125,6 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, *, seed: int
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config)
-
-
-def render(document: Document) -> str:
-    """Return the document as the model reads it; chats look as the chat template writes them."""
-    if not document.turns:
-        return f"{BOS}{document.text}{EOS}"
-    return BOS + "".join(f"User: {turn.question}\nBot: {turn.answer}{EOS}" for turn in document.turns)
-
-
-def _plain(document: Document) -> str:
-    return render(document).replace(BOS, "").replace(EOS, "\n")
 
 
 def _batches(tokenizer: PreTrainedTokenizerFast, *, seed: int, rows: int) -> Iterator[Tensor]:

@@ -17,14 +17,18 @@ from ftray.quickstart.world import facts
 PROMPT = "Which intent is this? {text}"
 COMPLETION = "{intent}"
 _SLOTS = {
-    "song": ("the rain song", "a slow song", "the birthday song", "some loud music", "a song about the sea", "the winter song", "some quiet music", "a happy song", "the song of the frog", "my best song"),
+    "song": ("the rain song", "a slow song", "the birthday song", "some loud music", "a song about the sea",
+             "the winter song", "some quiet music", "a happy song", "the song of the frog", "my best song"),
     "room": ("kitchen", "bedroom", "garden", "hall", "bathroom", "office", "garage", "cellar"),
     "person": ("Mia", "Tom", "Lily", "Ben", "Anna", "Max", "Sara", "Leo", "Emma", "Sam", "Nora", "Jack"),
-    "minutes": ("two minutes", "five minutes", "ten minutes", "twenty minutes", "thirty minutes", "an hour", "two hours", "half an hour"),
+    "minutes": ("two minutes", "five minutes", "ten minutes", "twenty minutes", "thirty minutes", "an hour",
+                "two hours", "half an hour"),
     "food": ("bread", "soup", "rice", "cake", "fish", "cheese", "apples", "noodles", "beans", "eggs", "milk", "honey"),
-    "place": ("the harbour", "the village", "the city", "the beach", "the mountain", "the forest", "the island", "the valley"),
+    "place": ("the harbour", "the village", "the city", "the beach", "the mountain", "the forest", "the island",
+              "the valley"),
     "time": ("today", "tomorrow", "in the morning", "in the evening", "at night", "on Monday", "on Sunday", "at noon"),
-    "news": ("I am late", "the cake is ready", "we are at the beach", "the dog is back", "I need a coat", "the music was good", "it rains", "dinner is at noon"),
+    "news": ("I am late", "the cake is ready", "we are at the beach", "the dog is back", "I need a coat",
+             "the music was good", "it rains", "dinner is at noon"),
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ cow moo barn grass brown
 dog woof yard bones black
 cat meow house fish gray
 pig oink farm apples pink
-sheep baa hill clover white
+sheep baa meadow clover white
 horse neigh stable hay brown
 duck quack pond bread yellow
 frog croak river flies green
@@ -30,7 +30,7 @@ bear growl cave honey brown
 crow caw nest seeds black
 goose honk lake weeds white
 monkey chatter jungle bananas brown
-goat bleat mountain leaves white
+goat bleat rocks leaves white
 turkey gobble field nuts red
 wolf howl forest meat gray
 """

@@ -1,0 +1,30 @@
+"""Print every skipped test; fail on one that is not listed, with its reason, in the file of expected skips."""
+
+from __future__ import annotations
+
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+
+def main(junit: Path, expected: Path) -> int:
+    """Compare the skips of a junit file with `path::name: reason` lines; return the exit code."""
+    known = {
+        line.rsplit(": ", 1)[0].split("::")[-1].split(": ")[0]
+        for line in expected.read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
+    }
+    unexpected = 0
+    for case in ElementTree.parse(junit).iter("testcase"):
+        for skip in case.findall("skipped"):
+            name = case.get("name", "").split("[")[0]
+            listed = name in known
+            unexpected += not listed
+            print(f"skipped: {case.get('classname')}::{case.get('name')}: {skip.get('message')}")
+            if not listed:
+                print(f"  not listed in {expected}: list it with its reason, or make it run")
+    return 1 if unexpected else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))

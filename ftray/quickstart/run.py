@@ -1,0 +1,117 @@
+"""`ftray quickstart`: the whole story on a base and a task of its own, offline, asserting what it claims."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ftray.artifacts import write_text
+from ftray.errors import RunError
+from ftray.finetune import Display, finetune
+from ftray.job import load_job
+from ftray.quickstart.pretrain import make_base
+from ftray.quickstart.task import TaskFiles, write_task
+
+PROMPT = "Which intent is this? {text}"
+MOST_BASE = 0.20
+LEAST_TUNED = 0.80
+LEAST_PROBE = 0.50
+"""What is claimed: the base cannot do the task, the tuned model can, and the base is good at something else."""
+Say = Callable[[str], None]
+
+
+def quickstart(storage: Path, *, say: Say, display: Display) -> dict[str, Any]:
+    """Make a base and a task, fine-tune, compare; return the document `--json` prints.
+
+    Raises RunError when one of the claims does not hold.
+    """
+    started = time.perf_counter()
+    folder = storage / "quickstart"
+    base = folder / "base"
+    if not (base / "model.safetensors").exists():
+        say("Pretraining a small Llama on generated text (about a minute) ...")
+        made = make_base(base, on_progress=lambda step, steps, loss: display_pretraining(say, step, steps, loss))
+        say(f"A base of {made.parameters:,} parameters after {made.steps} steps: {base}")
+    files = write_task(folder / "data", seed=0)
+    job_file = folder / "job.yaml"
+    write_text(job_file, job_text(base, files))
+    say(f"The job: {job_file}")
+    result = finetune(load_job(job_file, storage=str(storage)), display=display, on_plan=lambda prepared: None)
+    require_claims(result)
+    run = Path(result["path"])
+    return {
+        "seconds": time.perf_counter() - started,
+        "run": str(run),
+        "sweep": None,
+        "report": str(run / "report.html"),
+        "base": result["test"]["base"]["value"],
+        "tuned": result["test"]["tuned"]["value"],
+        "served": None,
+        "result": result,
+    }
+
+
+def display_pretraining(say: Say, step: int, steps: int, loss: float) -> None:
+    """Say how pretraining goes, ten times in all."""
+    if step % max(1, steps // 10) == 0:
+        say(f"  step {step} of {steps}, loss {loss:.2f}")
+
+
+def job_text(base: Path, files: TaskFiles) -> str:
+    """Return the quickstart's job file: what a user would write, with a real model in the place of this one."""
+    job = {
+        "name": "quickstart",
+        "model": str(base),
+        "data": {
+            "train": {"path": str(files.train), "prompt": PROMPT, "completion": "{intent}"},
+            "validation": 0.1,
+            "test": {"path": str(files.test), "prompt": PROMPT, "completion": "{intent}"},
+            "sequence_packing": True,
+        },
+        "method": {"kind": "lora", "rank": 16, "alpha": 32},
+        "train": {"learning_rate": 1e-3, "epochs": 2},
+        "evaluate": {
+            "task": {"metric": "exact_match", "max_new_tokens": 12},
+            "general": [
+                {
+                    "name": "world-facts",
+                    "path": str(files.probe),
+                    "format": "prompt_completion",
+                    "metric": "exact_match",
+                    "max_new_tokens": 12,
+                },
+                {"name": "stories", "path": str(files.stories), "format": "text", "metric": "bits_per_byte"},
+            ],
+            "max_forgetting": 0.10,
+            "max_bits_per_byte_increase": 0.25,
+        },
+        "compute": {"workers": 0},
+    }
+    return "# Written by `ftray quickstart`.\n" + yaml.safe_dump(job, sort_keys=False, allow_unicode=True)
+
+
+def require_claims(result: dict[str, Any]) -> None:
+    """Raise RunError unless base, tuned and the probe are what the quickstart says they are."""
+    if result["status"] not in ("completed", "early_stopped"):
+        failure = result["failure"] or {"kind": "unknown", "message": result["status"]}
+        raise RunError(f"the quickstart's run failed: {failure['message']}", kind=failure["kind"])
+    base, tuned = result["test"]["base"]["value"], result["test"]["tuned"]["value"]
+    probes = [task for task in result["tasks"] if task["role"] == "general" and task["metric"] == "exact_match"]
+    probe = min((task["base"]["value"] for task in probes if task["n"] > 0), default=0.0)
+    claims = {
+        f"the base scores at most {MOST_BASE:.0%} on rows it never saw (seen: {base:.1%})": base <= MOST_BASE,
+        f"the tuned model scores at least {LEAST_TUNED:.0%} (seen: {tuned:.1%})": tuned >= LEAST_TUNED,
+        f"the base is good at the general probe, at least {LEAST_PROBE:.0%} (seen: {probe:.1%})": probe >= LEAST_PROBE,
+    }
+    broken = [claim for claim, holds in claims.items() if not holds]
+    if broken:
+        raise RunError(
+            f"the quickstart does not show what it claims: {'; '.join(broken)}",
+            kind="unknown",
+            given={"base": base, "tuned": tuned, "probe": probe},
+            hint="This is a bug in ftray or in this installation: `ftray doctor` shows the versions.",
+        )
