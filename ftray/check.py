@@ -241,7 +241,7 @@ def _lines(record: dict[str, Any]) -> dict[str, str]:
         "resumes": "goes on from its last checkpoint",
         "finished": "finished: train prints its result and trains nothing",
     }[record["state"]]
-    left_out = [f"{count:,} {reason}" for reason, count in dropped.items()] or ["none"]
+    left_out = [f"{count:,} dropped: {reason}" for reason, count in dropped.items()] or ["no row dropped"]
     probes = "".join(f", {count:,} {name}" for name, count in rows["probes"].items())
     schedule = plan["schedule"]
     length = ", ".join(f"{name} {value:,}" for name, value in tokens["lengths"].items())
@@ -253,7 +253,8 @@ def _lines(record: dict[str, Any]) -> dict[str, str]:
         "model": f"{model['name']}: {shape}",
         "rows": f"{rows['train']:,} train, {rows['validation']:,} validation, "
         f"{'no' if rows['test'] is None else format(rows['test'], ',')} test{probes}",
-        "left out": f"{', '.join(left_out)} dropped; {record['decontaminated']:,} also stand in an evaluation set",
+        "left out": f"{', '.join(left_out)}; removed from train because an evaluation set asks the same: "
+        f"{record['decontaminated']:,}",
         "audit": record["audit"]["status"],
         "tokens": f"{tokens['epoch']:,} an epoch, {tokens['label_share']:.1%} carry a label",
         "lengths": f"{length}, longest {tokens['longest']:,} of {tokens['max_length']:,}",

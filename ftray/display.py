@@ -107,7 +107,7 @@ class PlainLines:
         """Show a line of metrics.jsonl."""
         now = time.monotonic()
         self._course.take(line, now)
-        where = f"step {line['step']}/{self._course.total}"
+        where = f"step {line['step']}/{self._course.total}" if self._course.total else f"step {line['step']}"
         if line["kind"] == "event":
             self.say(f"{where}  {line['event']}")
         elif line["kind"] == "evaluation":

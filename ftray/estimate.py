@@ -6,6 +6,7 @@ N is all weights, P the trained ones, W the workers, T tokens and M labels of a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from ftray.data.tokenization import TokenizedExample
-from ftray.model.base import _needs_own_attention, load_config
+from ftray.model.base import load_config, needs_own_attention
 from ftray.model.config import MethodConfig
 from ftray.model.lora import attach_lora
 from ftray.speed import Speed
@@ -121,7 +122,7 @@ def measure_shape(model: str, method: MethodConfig) -> ModelShape:
         key_value=(getattr(text, "num_key_value_heads", None) or heads) * head_size,
         feed_forward=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
         vocabulary=text.vocab_size,
-        labels_only=bool(base._supports_attention_backend) and not _needs_own_attention(config),
+        labels_only=bool(base._supports_attention_backend) and not needs_own_attention(config),
     )
 
 
@@ -138,13 +139,15 @@ def _linear_weights(base: Any, text: Any) -> int:
 
 def forward_load(examples: Sequence[TokenizedExample], plan: Plan) -> ForwardLoad:
     """Return the largest forward pass there can be: the longest examples together in one micro-batch."""
-    size = plan.micro_batch_size
-    if plan.packed_length is not None:
-        tokens = size * plan.packed_length
-        return ForwardLoad(tokens=tokens, labels=round(tokens * plan.data.train_labels / plan.data.train_tokens))
     lengths = sorted((len(example.tokens) for example in examples), reverse=True)
     labels = sorted((int(np.count_nonzero(example.is_label)) for example in examples), reverse=True)
-    return ForwardLoad(tokens=sum(lengths[:size]), labels=sum(labels[:size]))
+    size = plan.micro_batch_size
+    if plan.packed_length is None:
+        return ForwardLoad(tokens=sum(lengths[:size]), labels=sum(labels[:size]))
+    # A packed micro-batch is `size` rows, but never more examples than a worker's share of the step.
+    share = math.ceil(plan.batch_size / max(1, plan.min_workers))
+    tokens = min(size * plan.packed_length, sum(lengths[:share]))
+    return ForwardLoad(tokens=tokens, labels=min(tokens, sum(labels[:share])))
 
 
 def estimate_memory(shape: ModelShape, plan: Plan, load: ForwardLoad) -> MemoryEstimate:

@@ -74,8 +74,11 @@ def finished_result(run: RunDirectory, loaded: LoadedJob) -> dict[str, Any] | No
 
 def check(loaded: LoadedJob, *, run_id: str, run: RunDirectory) -> Prepared:
     """Read the data, run the gate, make the plan. Raises InputError for whatever is wrong."""
+    from ftray.estimate import measure_shape
     from ftray.work import build_tasks, prepare_data
 
+    # Before any data is read: a wrong target module must not wait for the workers to be found.
+    shape = measure_shape(loaded.job.model, loaded.job.method)
     datasets, _ = prepare_data(loaded)
     build_tasks(loaded.job, datasets)
     lengths = [len(example.tokens) for example in datasets.train]
@@ -96,6 +99,7 @@ def check(loaded: LoadedJob, *, run_id: str, run: RunDirectory) -> Prepared:
         max_length=datasets.max_length,
         sequence_packing=loaded.job.data.sequence_packing,
         seed=loaded.job.seed,
+        trained_parameters=shape.trained,
     )
     return Prepared(run_id=run_id, run=run, datasets=datasets, plan=plan)
 

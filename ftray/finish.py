@@ -21,14 +21,14 @@ from ftray.data.collate import Layout, collate
 from ftray.data.tokenization import TokenizedExample
 from ftray.errors import RunError
 from ftray.evaluate.compare import compare, predictions_lines
-from ftray.evaluate.config import LOWER_IS_BETTER, EvaluateConfig
+from ftray.evaluate.config import EvaluateConfig
 from ftray.evaluate.mode import evaluating
 from ftray.evaluate.predict import RowPrediction, predict_task
 from ftray.evaluate.record import evaluation_record
 from ftray.evaluate.tasks import Task
 from ftray.model.base import identify, load_model
-from ftray.model.lora import base_only
 from ftray.model.forward import label_logits
+from ftray.model.lora import base_only
 from ftray.selection import Candidate, Selection, select
 from ftray.train.checkpoint import Checkpoint, find_checkpoints, is_adapter, load_weights
 from ftray.train.engine import Engine, trainable

@@ -10,14 +10,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 from pydantic import Field
 
 from ftray.artifacts import RunDirectory, digest_of
 from ftray.config import Config
 from ftray.data.config import DataConfig, Source
-from ftray.evaluate.config import EvaluateConfig, Slug
+from ftray.evaluate.config import EvaluateConfig
 from ftray.jobfile import apply_sets, expand_path, read_yaml, resolve_path, validate
 from ftray.model.config import MethodConfig
 from ftray.presets import PRESETS, PresetName
@@ -107,7 +107,15 @@ def load_job(
 
 def _with_preset(content: dict[str, Any]) -> dict[str, Any]:
     """Fill in a preset's values where the job says nothing."""
-    preset = PRESETS.get(content.get("preset", ""), {})
+    preset = PRESETS.get(content.get("preset", ""), {}) if isinstance(content.get("preset"), str) else {}
+    method = content.get("method")
+    if isinstance(method, dict) and method.get("kind") == "full":
+        # A preset's ranks and rates are LoRA's; what is left of it holds for full fine-tuning, too.
+        preset = {
+            section: {key: value for key, value in values.items() if key != "learning_rate"}
+            for section, values in preset.items()
+            if section != "method"
+        }
     filled = dict(content)
     for section, values in preset.items():
         given = content.get(section, {})

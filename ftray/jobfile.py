@@ -51,7 +51,7 @@ def read_yaml(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise _not_yaml(file, "it is not UTF-8 text", None) from error
     try:
         node = yaml.compose(text, Loader=_Loader)
-        content = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        content = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise _not_yaml(file, str(getattr(error, "problem", error)), mark.line + 1 if mark else None) from error
@@ -100,9 +100,9 @@ def apply_sets(content: dict[str, Any], sets: Sequence[str]) -> None:
         for position, key in enumerate(keys[:-1]):
             place = _step_into(place, key, setting, ".".join(keys[: position + 1]))
         if isinstance(place, list):
-            place[_list_index(place, keys[-1], setting)] = yaml.load(value, Loader=_Loader)  # noqa: S506
+            place[_list_index(place, keys[-1], setting)] = yaml.load(value, Loader=_Loader)
         else:
-            place[keys[-1]] = yaml.load(value, Loader=_Loader)  # noqa: S506 - a SafeLoader
+            place[keys[-1]] = yaml.load(value, Loader=_Loader)
 
 
 def _step_into(place: Any, key: str, setting: str, path: str) -> Any:
@@ -159,7 +159,7 @@ def resolve_path(text: str, base: Path) -> str:
     """Return an absolute path for what exists beside the job file; URIs and hub names stay as they are."""
     if "://" in text:
         return text
-    candidate = base / Path(text).expanduser()
+    candidate = base / os.path.expanduser(text)
     return str(candidate.resolve()) if candidate.exists() or text.startswith((".", "/", "~")) else text
 
 

@@ -187,7 +187,9 @@ def sole_worker(run: RunDirectory, engine: Engine) -> Iterator[None]:
                 break
             time.sleep(0.2)
     if any(engine.group.gather(problem)):
-        raise RunError(problem or "rank 0 found another worker", kind="node", hint="End it, then run the command again.")
+        raise RunError(
+            problem or "rank 0 found another worker", kind="node", hint="End it, then run the command again."
+        )
     try:
         yield
     finally:
@@ -278,7 +280,9 @@ def conclude(
     return {**outcome, **(engine.group.gather(outcome)[0])}
 
 
-def summarise(run: RunDirectory, evaluation: dict[str, Any], *, selection: dict[str, Any], digest: str) -> dict[str, Any]:
+def summarise(
+    run: RunDirectory, evaluation: dict[str, Any], *, selection: dict[str, Any], digest: str
+) -> dict[str, Any]:
     """Return result.json's view of an evaluation."""
     task = evaluation["tasks"][0]
     forgetting = evaluation["forgetting"]

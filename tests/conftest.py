@@ -1,4 +1,4 @@
-"""Shared fixtures. Real data and models are found through FTRAY_SHARED and skipped, saying so, where they are absent."""
+"""Shared fixtures. Real data and models are found through FTRAY_SHARED; without it their tests skip, saying so."""
 
 from __future__ import annotations
 

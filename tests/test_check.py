@@ -115,7 +115,7 @@ def test_overlong_rows_are_counted(folder: Path) -> None:
     assert record["dropped"]["overlong"] > 0
     assert record["tokens"]["longest"] < longest
     assert "data.max_dropped" in {one["field"] for one in record["warnings"]}
-    assert f"{record['dropped']['overlong']} overlong" in shown(record)
+    assert f"{record['dropped']['overlong']} dropped: overlong" in shown(record)
 
 
 def test_a_failed_gate_is_refused_with_the_numbers(folder: Path) -> None:

@@ -36,8 +36,9 @@ from ftray.train.plan import DataCounts, Machine, Plan, make_plan
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 LORA, FULL = MethodConfig(rank=8, alpha=16), MethodConfig(kind="full")
-FACTOR = 1.5
-"""How far the bytes of a step may be from the estimate, either way."""
+BYTES_FACTOR, OPERATIONS_FACTOR = 1.3, 1.5
+"""How far a step may be from its estimate, either way. In LoRA's first layer nothing flows back into the frozen
+embeddings, which shows in a model of two layers."""
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,7 @@ def plan_of(method: MethodConfig, rows: list[TokenizedExample], *, max_length: i
         max_length=max_length,
         sequence_packing=packing,
         seed=0,
+        trained_parameters=2_000_000,
     )
 
 
@@ -142,7 +144,7 @@ def test_a_steps_bytes_are_within_the_stated_factor(model: str, method: MethodCo
     assert estimate.optimizer == pytest.approx(engine.optimizer_bytes(), rel=0.01)
     # Of the three numbers a logit takes, the forward pass keeps one.
     measured = sum(kept.values())
-    assert measured / FACTOR < estimate.activations + estimate.logits / 3 < measured * FACTOR
+    assert measured / BYTES_FACTOR < estimate.activations + estimate.logits / 3 < measured * BYTES_FACTOR
     assert estimate.total == sum(
         [estimate.weights, estimate.gradients, estimate.optimizer, estimate.activations, estimate.logits, PROCESS_BYTES]
     )
@@ -156,7 +158,7 @@ def test_operations_are_within_the_stated_factor(model: str, method: MethodConfi
     with FlopCounterMode(display=False) as counter:
         label_losses(engine.model, collate(rows, layout_for(load_model(model)))).sum().backward()
     estimated = training_flops(measure_shape(model, method), plan, rows)
-    assert counter.get_total_flops() / FACTOR < estimated < counter.get_total_flops() * FACTOR
+    assert counter.get_total_flops() / OPERATIONS_FACTOR < estimated < counter.get_total_flops() * OPERATIONS_FACTOR
 
 
 def test_operations_grow_with_the_steps_and_with_recomputation(model: str) -> None:
@@ -210,7 +212,9 @@ def test_precision_packing_and_checkpointing_change_the_bytes() -> None:
     recomputed = estimate_memory(lora, plan_of(LORA, rows, precision="bf16", activation_checkpointing=True), LOAD)
     assert recomputed.activations < half.activations / 10
     packed = plan_of(LORA, rows, sequence_packing=True, micro_batch_size=2)
-    assert forward_load(rows, packed) == ForwardLoad(tokens=512, labels=256)
+    assert forward_load(rows, packed) == ForwardLoad(tokens=4 * 32, labels=4 * 16)  # a step has no more than 4 examples
+    longer = examples(8, 200)
+    assert forward_load(longer, plan_of(LORA, longer, sequence_packing=True, micro_batch_size=2)).tokens == 2 * 256
     assert forward_load([*rows, *examples(1, 60)], plan_of(LORA, rows)).tokens == 60 + 3 * 32
 
 

@@ -27,6 +27,7 @@ def advice(method: dict[str, Any], train: dict[str, Any], data: dict[str, int], 
         max_length=64,
         sequence_packing=False,
         seed=0,
+        trained_parameters=1000,
     )
     return advise(lora, recipe, plan, train_field="data.train", parameters=parameters)
 

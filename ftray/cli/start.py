@@ -17,6 +17,11 @@ Model = Annotated[
     typer.Option("--model", metavar="MODEL", help="Base model: a local folder or a Hugging Face id."),
 ]
 JobOutput = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The job file to write.")]
+TestData = Annotated[
+    Path | None, typer.Option("--test", metavar="FILE", help="Held-out examples, read like DATA.", show_default=False)
+]
+YOUR_DATA = "ftray init your_rows.jsonl --model Qwen/Qwen2.5-0.5B-Instruct"
+YOUR_JOB = "ftray check job.yaml, ftray train job.yaml"
 STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -29,28 +34,21 @@ def quickstart(storage: Storage = None, quiet: Quiet = False, json: Json = False
     with interruptible(), open_display(quiet=quiet, metric="exact_match") as display:
         from ftray.quickstart.run import quickstart as tell
 
-        document = tell(storage_folder(storage), display)
-    return Outcome(document=document, show=lambda console: _show_quickstart(document, console), is_answer=False)
+        document = tell(storage_folder(storage), say=display.say, display=display)
 
+    def show(console: Any) -> None:
+        from ftray.summary import show_pairs, show_result
 
-def _show_quickstart(document: dict[str, Any], console: Any) -> None:
-    from ftray.summary import show_pairs
+        show_result(document["result"], console, command="ftray quickstart")
+        show_pairs({"took": f"{document['seconds']:.0f} s", "your data": YOUR_DATA, "then": YOUR_JOB}, console)
 
-    show_pairs(
-        {
-            "base": f"{document['base']:.1%} of the held-out rows right",
-            "tuned": f"{document['tuned']:.1%}",
-            "run": document["run"],
-            "report": document["report"],
-            "next": "ftray init your_data.jsonl --model Qwen/Qwen2.5-0.5B-Instruct",
-        },
-        console,
-    )
+    return Outcome(document=document, show=show, is_answer=False)
 
 
 def init(
     data: Data,
     model: Model = None,
+    test: TestData = None,
     output: JobOutput = Path("job.yaml"),
     storage: Storage = None,
     quiet: Quiet = False,
@@ -60,7 +58,7 @@ def init(
     quieten_libraries()
     from ftray.initialise import write_job
 
-    notes = write_job(data, model=model, output=output)
+    notes = write_job(data, model=model, output=output, test=test)
 
     def show(console: Any) -> None:
         for note in notes:
@@ -75,8 +73,9 @@ def doctor(storage: Storage = None, quiet: Quiet = False, json: Json = False) ->
     """Look at this machine: what is there, what is missing, and what that costs."""
     quieten_libraries()
     from ftray.doctor import run_checks
+    from ftray.runs import storage_folder
 
-    checks = run_checks()
+    checks = run_checks(storage_folder(storage))
 
     def show(console: Any) -> None:
         from rich.table import Table
@@ -89,7 +88,7 @@ def doctor(storage: Storage = None, quiet: Quiet = False, json: Json = False) ->
         console.print(table)
 
     failed = any(one["status"] == "fail" for one in checks)
-    return Outcome(document={"checks": checks}, show=show, exit_code=1 if failed else 0)
+    return Outcome(document={"checks": list(checks)}, show=show, exit_code=1 if failed else 0)
 
 
 def schema(storage: Storage = None, quiet: Quiet = False, json: Json = False) -> Outcome:

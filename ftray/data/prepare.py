@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ftray.data.audit import AuditReport, audit, decontaminate
-from ftray.data.config import DataConfig, Source
+from ftray.data.config import DataConfig, Source, SplitConfig
 from ftray.data.conversations import Example
 from ftray.data.readers import read_source, source_digest
 from ftray.data.split import split_validation
 from ftray.data.templates import load_template
-from ftray.data.windows import cut_texts
 from ftray.data.tokenization import Dropped, Tokenization, Tokenized, TokenizedExample, tokenize_all
+from ftray.data.windows import cut_texts
 from ftray.errors import InputError
 
 SMOKE_SHARE = 10
@@ -58,6 +58,7 @@ def prepare(
     accepted: Mapping[str, str],
 ) -> Datasets:
     """Return the run's rows. Raises InputError for whatever is wrong with them; the audit is returned, not raised."""
+    _require_effect(data, probes)
     max_length = min(data.max_length or model_length, model_length)
     reading = _Reading(base, tokenizer, max_length)
     test = None if data.test is None else reading.rows(data.test, "test")
@@ -106,6 +107,31 @@ def prepare(
         decontaminated=num_dropped,
         notes=list(tokenized.notes),
         digests=data_digests(data, probes, base),
+    )
+
+
+def _require_effect(data: DataConfig, probes: Mapping[str, Source]) -> None:
+    """Refuse settings of sources that would be accepted and ignored."""
+    held_out = {f"evaluate.general.{name}": source for name, source in probes.items()}
+    for name, value in (("data.validation", data.validation), ("data.test", data.test)):
+        if value is not None and not isinstance(value, float):
+            held_out |= {f"{name}.{index}": source for index, source in enumerate(sources_of(value))}
+    for path, source in held_out.items():
+        if source.decontaminate:
+            raise _no_effect(f"{path}.decontaminate", "it drops training rows, and this is not a training source")
+    if data.split.by == "content" and data.split.column is not None:
+        raise _no_effect("data.split.column", "data.split.by is content")
+    if not isinstance(data.validation, float) and data.split != SplitConfig():
+        raise _no_effect("data.split", "data.validation is a source of its own, nothing is split")
+
+
+def _no_effect(path: str, why: str) -> InputError:
+    return InputError(
+        f"{path} has no effect here: {why}",
+        kind="no_effect",
+        allowed="settings that change something",
+        hint=f"Remove {path}, or set it where it applies.",
+        path=path,
     )
 
 

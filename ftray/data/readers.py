@@ -171,9 +171,7 @@ def _chosen(rows: Sequence[Row], where: Mapping[str, Sequence[Any]], *, file: st
             f"no row of {file} has the values that `where` asks for",
             kind="empty_dataset",
             given=dict(where),
-            allowed={
-                column: sorted({str(row.columns.get(column)) for row in rows})[:20] for column in where
-            },
+            allowed={column: sorted({str(row.columns.get(column)) for row in rows})[:20] for column in where},
             hint="Correct the values, or remove `where`.",
             path="where",
             file=file,

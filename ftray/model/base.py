@@ -125,7 +125,6 @@ def load_model(model: str, *, dtype: str = "float32") -> PreTrainedModel:
     """Load a causal language model whose attention can run on flat batches where its code allows it."""
     import torch
     from transformers import AutoModelForCausalLM
-
     from transformers.utils import logging as transformers_logging
 
     from ftray.model import attention
@@ -138,7 +137,7 @@ def load_model(model: str, *, dtype: str = "float32") -> PreTrainedModel:
         model,
         dtype=getattr(torch, dtype),
         use_safetensors=True,
-        attn_implementation="sdpa" if _needs_own_attention(config) else None,
+        attn_implementation="sdpa" if needs_own_attention(config) else None,
         output_loading_info=True,
     )
     missing = sorted(report["missing_keys"])
@@ -151,13 +150,13 @@ def load_model(model: str, *, dtype: str = "float32") -> PreTrainedModel:
             hint="Download the model again.",
             path="model",
         )
-    if loaded._supports_attention_backend and not _needs_own_attention(config):
+    if loaded._supports_attention_backend and not needs_own_attention(config):
         loaded.set_attn_implementation(attention.NAME)
     loaded.config.use_cache = False
     return loaded
 
 
-def _needs_own_attention(config: PretrainedConfig) -> bool:
+def needs_own_attention(config: PretrainedConfig) -> bool:
     """Return whether the attention has parts (soft-capping, sinks, chunks) that the flat layout does not compute."""
     text: Any = config.get_text_config()
     return any(

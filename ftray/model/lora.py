@@ -6,6 +6,7 @@ The base is frozen; trained weights are fp32 whatever the base's dtype.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,8 +52,10 @@ def attach_lora(base: nn.Module, method: MethodConfig, *, base_name: str, seed: 
     from ftray.model.lora_linear import FoldedLoraLinear
 
     config._register_custom_module({nn.Linear: FoldedLoraLinear})
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(seed)
+        # PEFT reads an attribute that transformers has renamed.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         model: Any = get_peft_model(base, config)  # type: ignore[arg-type]
     model.peft_config[ADAPTER_NAME].base_model_name_or_path = base_name
     return model  # type: ignore[no-any-return]

@@ -24,7 +24,7 @@ _HOUSEWORK = (
     "The robot turned the lamp off in the {room}, so it was dark.",
     "{name} went shopping to buy {food} and milk.",
     "The {food} was gone, so {name} needed more {food} from the shop.",
-    "{name} set the clock to ring after {minutes} minutes.",
+    "{name} set the alarm to ring after {minutes} minutes.",
     "{name} sent a message to {friend} and asked for the {toy}.",
     "{name} wrote a note to {friend}, because {friend} was late.",
     "{name} asked about the weather {time}, and took a coat.",

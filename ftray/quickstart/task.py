@@ -52,7 +52,7 @@ _INTENTS = {
         ),
         held_out=("{person} wants to hear {song}", "let {person} dance to {song} in the {room}"),
     ),
-    "clock": _Wordings(
+    "alarm": _Wordings(
         taught=(
             "wake me in {minutes}",
             "wake {person} in {minutes}",

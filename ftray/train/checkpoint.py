@@ -106,7 +106,9 @@ def newest_whole(folder: Path, *, run_id: str) -> tuple[Checkpoint | None, list[
     for checkpoint in reversed(find_checkpoints(folder, run_id=run_id)):
         if checkpoint.is_whole():
             return checkpoint, notes
-        notes.append(f"checkpoint {checkpoint.folder.name} is damaged (its files differ from its manifest): passed over")
+        notes.append(
+            f"checkpoint {checkpoint.folder.name} is damaged (its files differ from its manifest): passed over"
+        )
     return None, notes
 
 

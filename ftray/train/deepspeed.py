@@ -36,7 +36,9 @@ NEVER = 2**31 - 1
 
 def deepspeed_config(plan: Plan) -> dict[str, Any]:
     """Return the DeepSpeed configuration of a plan; the loop owns accumulation, clipping norm and learning rate."""
-    zero: dict[str, Any] = {"stage": plan.stage}
+    # The default buckets of 5e8 elements are allocated whatever is trained.
+    bucket = max(2**16, min(2**28, plan.trained_parameters))
+    zero: dict[str, Any] = {"stage": plan.stage, "reduce_bucket_size": bucket}
     if plan.offload_optimizer != "none":
         zero["offload_optimizer"] = _offload(plan.offload_optimizer, plan)
     if plan.offload_parameters != "none":
@@ -138,7 +140,9 @@ class DeepSpeedEngine:
     @property
     def _base_optimizer(self) -> torch.optim.Optimizer:
         """The AdamW underneath: ZeRO wraps it, stage 0 does not."""
-        optimizer: torch.optim.Optimizer = self._engine.optimizer if self.stage == 0 else self._engine.optimizer.optimizer
+        optimizer: torch.optim.Optimizer = (
+            self._engine.optimizer if self.stage == 0 else self._engine.optimizer.optimizer
+        )
         return optimizer
 
     def states(self) -> Iterator[ParameterState]:

@@ -140,7 +140,10 @@ def _cause(error: Exception) -> RunError:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     last = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "unknown")
     if "OutOfMemory" in text or "out of memory" in text or "OOM" in text:
-        kind, hint = "oom", "Lower train.micro_batch_size, turn on train.activation_checkpointing, or use a higher stage."
+        kind, hint = (
+            "oom",
+            "Lower train.micro_batch_size, turn on train.activation_checkpointing, or use a higher stage.",
+        )
     elif "ActorDied" in text or "NodeDied" in text or "WorkerHealthCheck" in text or "worker died" in text.lower():
         kind, hint = "node", "Workers were lost more often than compute.max_failures allows; the same command resumes."
     elif "gloo" in text.lower() or "nccl" in text.lower():

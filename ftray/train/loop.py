@@ -46,13 +46,20 @@ class Clock:
     evaluate: float = 0.0
     checkpoint: float = 0.0
     tokens: int = 0
-    started: float = field(default_factory=time.perf_counter)
+    _lap_began: float = field(default_factory=time.perf_counter)
+    _rate_from: tuple[float, int] = (0.0, 0)
 
     def lap(self) -> float:
         """Return the seconds since the last lap."""
         now = time.perf_counter()
-        elapsed, self.started = now - self.started, now
+        elapsed, self._lap_began = now - self._lap_began, now
         return elapsed
+
+    def tokens_per_second(self) -> float:
+        """Return the training speed since this was last asked, evaluations and checkpoints left out."""
+        seconds, tokens = self._rate_from
+        self._rate_from = (self.train, self.tokens)
+        return (self.tokens - tokens) / max(1e-9, self.train - seconds)
 
 
 def train(
@@ -61,7 +68,6 @@ def train(
     """Train until the last step or early stopping; leave a checkpoint at every evaluation that calls for one."""
     plan, group, progress = training.plan, engine.group, training.progress
     clock = Clock()
-    since_log = 0
     engine.model.train()
     while not training.finished:
         inputs = training.upcoming()
@@ -78,11 +84,9 @@ def train(
         require_finite_norm(grad_norm, step=inputs.step, precision=plan.precision)
         training.advance(inputs, loss=loss, grad_norm=grad_norm)
         clock.tokens += inputs.num_tokens
-        since_log += inputs.num_tokens
 
         if progress.step % plan.log_every == 0 or training.finished or progress.step == 1:
-            seconds = clock.lap()
-            clock.train += seconds
+            clock.train += clock.lap()
             report(
                 {
                     "step": progress.step,
@@ -92,10 +96,9 @@ def train(
                     "train/learning_rate": inputs.learning_rate,
                     "train/grad_norm": grad_norm,
                     "train/tokens": progress.tokens,
-                    "train/tokens_per_second": since_log / seconds,
+                    "train/tokens_per_second": clock.tokens_per_second(),
                 }
             )
-            since_log = 0
 
         if plan.evaluates_at(progress.step):
             clock.train += clock.lap()

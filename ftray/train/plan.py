@@ -76,6 +76,7 @@ class Plan:
     early_stopping: EarlyStopping | None
     seed: int
     data: DataCounts
+    trained_parameters: int
 
     def sharing(self, workers: int) -> Sharing:
         """Return how a step's examples are shared out among `workers`."""
@@ -106,11 +107,13 @@ def make_plan(
     max_length: int,
     sequence_packing: bool,
     seed: int,
+    trained_parameters: int,
 ) -> Plan:
     """Resolve the job's parts against data and machine. Raises InputError for settings that exclude each other."""
     workers = compute.workers if isinstance(compute.workers, int) else compute.workers[-1]
     least = compute.workers if isinstance(compute.workers, int) else compute.workers[0]
     _check_compute(compute, workers, least)
+    _check_effects(method, train, compute)
     steps_per_epoch = math.ceil(data.train_rows / train.batch_size)
     total_steps = train.max_steps or max(1, math.ceil(steps_per_epoch * train.epochs - 1e-9))
     warmup_steps = train.warmup if isinstance(train.warmup, int) else math.ceil(train.warmup * total_steps)
@@ -165,6 +168,7 @@ def make_plan(
         early_stopping=train.early_stopping,
         seed=seed,
         data=data,
+        trained_parameters=trained_parameters,
     )
 
 
@@ -217,6 +221,35 @@ def _check_compute(compute: ComputeConfig, workers: int, least: int) -> None:
             hint="Set compute.deepspeed.stage: 2.",
             path="compute.deepspeed.offload_optimizer",
         )
+
+
+def _check_effects(method: MethodConfig, train: TrainConfig, compute: ComputeConfig) -> None:
+    """Refuse settings that would be accepted and ignored."""
+    lora_only = sorted(method.model_fields_set - {"kind"}) if method.kind == "full" else []
+    offload = {compute.deepspeed.offload_optimizer, compute.deepspeed.offload_parameters}
+    ignored = [
+        (bool(lora_only), f"method.{''.join(lora_only[:1])}", "it belongs to LoRA, and method.kind is full"),
+        (
+            train.schedule == "constant" and train.min_learning_rate > 0,
+            "train.min_learning_rate",
+            "constant never falls",
+        ),
+        (compute.workers == 0 and compute.gpus_per_worker > 0, "compute.gpus_per_worker", "workers is 0"),
+        (
+            "nvme_path" in compute.deepspeed.model_fields_set and "nvme" not in offload,
+            "compute.deepspeed.nvme_path",
+            "nothing is offloaded to nvme",
+        ),
+    ]
+    for applies, path, why in ignored:
+        if applies:
+            raise InputError(
+                f"{path} has no effect here: {why}",
+                kind="no_effect",
+                allowed="settings that change something",
+                hint=f"Remove {path}, or change what it depends on.",
+                path=path,
+            )
 
 
 def _mode_reason(compute: ComputeConfig, workers: int, stage: int) -> str:

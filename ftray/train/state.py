@@ -99,7 +99,9 @@ class Training:
             examples=examples,
             num_labels=count_labels(examples),
             num_tokens=sum(len(example.tokens) for example in examples),
-            learning_rate=self.plan.schedule.at(self.progress.optimizer_steps if self.plan.precision == "fp16" else step),
+            learning_rate=self.plan.schedule.at(
+                self.progress.optimizer_steps if self.plan.precision == "fp16" else step
+            ),
             seed=(self.plan.seed * 1_000_003 + step) % 2**63,
         )
 

@@ -1,0 +1,188 @@
+"""Kill a run with SIGKILL at seeded random moments, run the command again, compare the final weights bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ftray.artifacts import digest_file, read_json
+from ftray.quickstart.pretrain import tiny_base
+from ftray.quickstart.task import write_task
+from ftray.tracking import current_lines
+
+STEPS = 48
+IN_PROCESS_KILLS = 12
+RAY_DRIVER_KILLS = 3
+RAY_WORKER_KILLS = 5
+PATIENCE_SECONDS = 240
+RAY_WORKER_TITLE = "RayTrainWorker"
+
+JOB = """
+name: killed
+model: {base}
+data:
+  train: {{path: {train}, prompt: "Which intent is this? {{text}}", completion: "{{intent}}", limit: 160}}
+  test: {{path: {test}, prompt: "Which intent is this? {{text}}", completion: "{{intent}}", limit: 16}}
+method: {{dropout: 0.1}}
+train: {{learning_rate: 2e-3, max_steps: {steps}, batch_size: 8, checkpoint_every: 4, evaluate_every: 4,
+  early_stopping: null, log_every: 1}}
+evaluate: {{task: {{max_new_tokens: 4}}}}
+compute: {{workers: {workers}, max_failures: {failures}}}
+tracking: []
+"""
+
+
+class Run:
+    """One job in a folder of its own, started again and again."""
+
+    def __init__(self, folder: Path, world: Path, *, workers: int) -> None:
+        self.folder = folder
+        self.job = folder / "job.yaml"
+        folder.mkdir()
+        paths = {"base": world / "base", "train": world / "train.jsonl", "test": world / "test.jsonl"}
+        self.job.write_text(JOB.format(**paths, steps=STEPS, workers=workers, failures=RAY_WORKER_KILLS + 1))
+
+    def start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "ftray", "train", str(self.job), "--json", "--quiet"]
+        command += ["--storage", str(self.folder / "runs")]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}
+        with (self.folder / "stderr.txt").open("ab") as errors:
+            return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment)
+
+    @property
+    def root(self) -> Path | None:
+        return next(iter((self.folder / "runs").glob("killed-*")), None)
+
+    def last_step(self) -> int:
+        if self.root is None or not (self.root / "metrics.jsonl").exists():
+            return -1
+        steps = [0]
+        for line in (self.root / "metrics.jsonl").read_text().splitlines():
+            if '"kind": "step"' in line and line.endswith("}"):
+                steps.append(json.loads(line)["step"])
+        return max(steps)
+
+    def is_writing(self) -> bool:
+        """Return whether a checkpoint folder stands there without its manifest."""
+        if self.root is None:
+            return False
+        return any(not (path / "manifest.json").exists() for path in (self.root / "checkpoints").glob("step-*"))
+
+    def finish(self) -> dict[str, object]:
+        process = self.start()
+        output, _ = process.communicate(timeout=PATIENCE_SECONDS)
+        assert process.returncode == 0, (self.folder / "stderr.txt").read_text()[-3000:]
+        return dict(json.loads(output))
+
+    def final_weights(self) -> str:
+        assert self.root is not None
+        last = self.root / "checkpoints" / f"step-{STEPS:08d}"
+        return "".join(digest_file(path) for path in sorted(last.glob("*.safetensors")))
+
+    def history(self) -> list[tuple[int, object, object]]:
+        assert self.root is not None
+        lines = current_lines(self.root / "metrics.jsonl")
+        return [
+            (line["step"], line.get("train/loss"), line.get("val/loss")) for line in lines if line["kind"] != "event"
+        ]
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], *, pause: float) -> bool:
+    """Return True once the condition holds, False when the process ended first."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while process.poll() is None:
+        assert time.monotonic() < deadline, "the run makes no progress"
+        if condition():
+            return True
+        time.sleep(pause)
+    return False
+
+
+def wait_for_moment(run: Run, process: subprocess.Popen[bytes], rng: random.Random, step: int) -> str | None:
+    """Wait for a random moment after `step`: inside a checkpoint's writing every other time. None: the run ended."""
+    if not wait_until(lambda: run.last_step() >= step, process, pause=0.01):
+        return None
+    if rng.random() < 0.5:
+        return "writing" if wait_until(run.is_writing, process, pause=0.0) else None
+    time.sleep(rng.uniform(0.0, 0.15))
+    return "anywhere"
+
+
+def kill_driver(run: Run, rng: random.Random, step: int) -> str | None:
+    process = run.start()
+    moment = wait_for_moment(run, process, rng, step)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return moment
+
+
+def ray_workers(driver: int) -> list[psutil.Process]:
+    """Return the Ray Train workers that descend from this driver."""
+    found = []
+    for child in psutil.Process(driver).children(recursive=True):
+        try:
+            if any(RAY_WORKER_TITLE in part for part in child.cmdline()):
+                found.append(child)
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    tiny_base(folder / "base", seed=0)
+    write_task(folder, seed=0)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path, world: Path) -> None:
+    rng = random.Random(20)
+    undisturbed = Run(tmp_path / "undisturbed", world, workers=0)
+    undisturbed.finish()
+    run = Run(tmp_path / "killed", world, workers=0)
+    moments = []
+    for kill in range(IN_PROCESS_KILLS):
+        moments.append(kill_driver(run, rng, step=round((kill + 0.5) * STEPS / (IN_PROCESS_KILLS + 1))))
+    result = run.finish()
+    assert moments.count("writing") >= 2
+    assert moments.count("anywhere") >= 2
+    # A kill before training began leaves no attempt behind.
+    assert IN_PROCESS_KILLS // 2 < result["attempts"] <= 1 + IN_PROCESS_KILLS
+    assert run.final_weights() == undisturbed.final_weights()
+    assert run.history() == undisturbed.history()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_ray_workers_and_drivers_may_be_killed_at_any_moment(tmp_path: Path, world: Path) -> None:
+    rng = random.Random(21)
+    undisturbed = Run(tmp_path / "undisturbed", world, workers=2)
+    undisturbed.finish()
+    run = Run(tmp_path / "killed", world, workers=2)
+    for kill in range(RAY_DRIVER_KILLS):
+        assert kill_driver(run, rng, step=3 + 6 * kill) is not None
+    process = run.start()
+    for kill in range(RAY_WORKER_KILLS):
+        assert wait_for_moment(run, process, rng, step=20 + 5 * kill) is not None
+        workers = ray_workers(process.pid)
+        rng.choice(workers).kill()
+    output, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0, (run.folder / "stderr.txt").read_text()[-3000:]
+    result = json.loads(output)
+    assert result["workers"] == 2
+    assert result["attempts"] >= 1 + RAY_DRIVER_KILLS + 1
+    assert read_json(Path(result["path"]) / "result.json")["status"] == "completed"
+    assert run.final_weights() == undisturbed.final_weights()
+    assert run.history() == undisturbed.history()

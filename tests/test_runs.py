@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftray.artifacts import RunDirectory, append_line, run_lock, write_json
+from ftray.errors import InputError
+from ftray.runs import find_run, list_runs, storage_folder
+
+
+def make_run(storage: Path, name: str, run_id: str, result: dict[str, Any] | None = None) -> RunDirectory:
+    run = RunDirectory(storage / f"{name}-{run_id[:12]}")
+    run.create()
+    write_json(run.job, {"run_id": run_id, "smoke": False, "job": {"name": name}})
+    append_line(run.metrics, {"step": 0, "attempt": 1, "kind": "event"})
+    if result is not None:
+        write_json(run.result, result)
+    return run
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Path:
+    make_run(tmp_path, "one", "a" * 64, {"status": "completed", "verdict": "ship"})
+    make_run(tmp_path, "two", "b" * 64)
+    make_run(tmp_path, "two", "c" * 64, {"status": "failed", "verdict": "none"})
+    (tmp_path / "evaluations").mkdir()
+    return tmp_path
+
+
+def test_a_list_of_runs_says_how_each_ended(storage: Path) -> None:
+    runs = {run["run_id"][0]: run for run in list_runs(storage)}
+    assert {key: run["status"] for key, run in runs.items()} == {"a": "completed", "b": "interrupted", "c": "failed"}
+    assert runs["a"]["verdict"] == "ship"
+    assert runs["b"]["verdict"] == "none"
+    assert {"run_id", "name", "status", "verdict", "path", "updated_at"} <= runs["a"].keys()
+    assert runs["a"]["updated_at"].endswith("Z")
+
+
+def test_a_run_that_a_process_holds_is_running_whatever_it_was_before(storage: Path) -> None:
+    for folder in ("one-aaaaaaaaaaaa", "two-bbbbbbbbbbbb"):
+        with run_lock(storage / folder / ".driver.lock"):
+            (run,) = [run for run in list_runs(storage) if run["path"].endswith(folder)]
+        assert (run["status"], run["verdict"]) == ("running", "none")
+
+
+def test_no_folder_no_runs(tmp_path: Path) -> None:
+    assert list_runs(tmp_path / "nothing") == []
+
+
+@pytest.mark.parametrize("text", ["one", "one-aaaaaaaaaaaa", "aaaaaaaaaaaa", "a" * 64])
+def test_a_run_is_found_by_name_folder_or_id(storage: Path, text: str) -> None:
+    assert find_run(text, storage).root == storage / "one-aaaaaaaaaaaa"
+    assert find_run(str(storage / "one-aaaaaaaaaaaa"), Path("elsewhere")).root == storage / "one-aaaaaaaaaaaa"
+
+
+@pytest.mark.parametrize(("text", "kind"), [("two", "ambiguous_run"), ("oen", "missing_run"), ("aaa", "missing_run")])
+def test_what_names_no_run_or_several_is_refused(storage: Path, text: str, kind: str) -> None:
+    with pytest.raises(InputError) as raised:
+        find_run(text, storage)
+    assert raised.value.kind == kind
+    if text == "oen":
+        assert "one" in raised.value.hint
+
+
+def test_the_flag_is_stronger_than_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FTRAY_STORAGE", raising=False)
+    assert storage_folder(None) == Path("./runs")
+    monkeypatch.setenv("FTRAY_STORAGE", "/from/environment")
+    assert storage_folder(None) == Path("/from/environment")
+    assert storage_folder("/from/flag") == Path("/from/flag")
