@@ -206,7 +206,8 @@ def _bar(done: int, total: int, detail: str) -> RenderableType:
 def plan_lines(prepared: Prepared) -> list[str]:
     """Return what is about to run, in a few lines: the run, its data, its steps, what to know."""
     plan, datasets = prepared.plan, prepared.datasets
-    workers = "in this process" if plan.engine == "torch" else f"{plan.workers} workers, DeepSpeed stage {plan.stage}"
+    count = f"{plan.workers} worker{'s' if plan.workers > 1 else ''}"
+    workers = "in this process" if plan.engine == "torch" else f"{count}, DeepSpeed stage {plan.stage}"
     counts = {
         "training": len(datasets.train),
         "validation": len(datasets.validation),

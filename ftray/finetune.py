@@ -21,6 +21,7 @@ from ftray.job import LoadedJob, run_directory, run_id_of
 from ftray.model.base import identify
 from ftray.tracking import require_trackers
 from ftray.train.batches import count_labels
+from ftray.train.checkpoint import find_checkpoints
 from ftray.train.plan import DataCounts, Machine, Plan, make_plan
 
 PACKAGES = ("ray", "torch", "transformers", "peft", "deepspeed", "datasets")
@@ -53,6 +54,8 @@ def finetune(loaded: LoadedJob, *, display: Display, on_plan: Callable[[Prepared
     prepared = check(loaded, run_id=run_id, run=run)
     require_audit(prepared.datasets.audit)
     require_workers(prepared.plan)
+    # A folder that holds another job's checkpoints is refused before anything is written into it.
+    find_checkpoints(run.checkpoints, run_id=run_id)
     run.create()
     with run_lock(run.root / ".driver.lock"):
         write_records(loaded, prepared)

@@ -13,6 +13,8 @@ from ftray.errors import InputError, nearest
 
 DEFAULT_STORAGE = "./runs"
 LOCK = ".driver.lock"
+SHORTEST_ID = 4
+"""Characters of a run id that are enough to name it."""
 
 
 def storage_folder(flag: str | None) -> Path:
@@ -59,7 +61,7 @@ def is_held(lock: Path) -> bool:
 
 
 def find_run(text: str, storage: Path) -> RunDirectory:
-    """Return the run that `text` names: a folder, or a folder name, run id (6 characters are enough) or job name.
+    """Return the run that `text` names: a folder, or a folder name, run id (four characters are enough) or job name.
 
     Raises InputError `missing_run` or `ambiguous_run`.
     """
@@ -90,5 +92,5 @@ def find_run(text: str, storage: Path) -> RunDirectory:
 
 
 def _is_named(run: dict[str, Any], text: str) -> bool:
-    is_id = len(text) >= 6 and run["run_id"].startswith(text)
-    return is_id or text in (run["name"], Path(run["path"]).name)
+    id_start = text.removeprefix(f"{run['name']}-")
+    return text == run["name"] or (len(id_start) >= SHORTEST_ID and run["run_id"].startswith(id_start))

@@ -13,7 +13,7 @@ from ftray.artifacts import RunDirectory, read_json
 from ftray.errors import InputError
 from ftray.finish import digest_folder
 from ftray.job import Job, LoadedJob
-from ftray.model.base import load_model
+from ftray.model.base import identify, load_model
 from ftray.model.lora import CONFIG_FILE, WEIGHTS_FILE, disk_name, load_adapter_weights
 
 
@@ -95,6 +95,17 @@ def subject_of_adapter(folder: Path, *, model: str | None) -> Subject:
             allowed="a local folder or a Hugging Face id",
             hint="Say what the adapter belongs to: --model MODEL.",
         )
+    try:
+        identify(base)
+    except InputError as error:
+        raise InputError(
+            f"the base of {folder}: {error.message}",
+            kind=error.kind,
+            given=base,
+            allowed=error.allowed,
+            hint="Say where the adapter's base is: --model MODEL.",
+            file=str(folder / CONFIG_FILE),
+        ) from error
     return Subject(folder=folder, model=base, is_adapter=True, precision=_own_precision(), digest=digest_folder(folder))
 
 

@@ -49,7 +49,7 @@ def test_no_folder_no_runs(tmp_path: Path) -> None:
     assert list_runs(tmp_path / "nothing") == []
 
 
-@pytest.mark.parametrize("text", ["one", "one-aaaaaaaaaaaa", "aaaaaaaaaaaa", "a" * 64])
+@pytest.mark.parametrize("text", ["one", "one-aaaaaaaaaaaa", "one-aaaa", "aaaaaaaaaaaa", "a" * 64])
 def test_a_run_is_found_by_name_folder_or_id(storage: Path, text: str) -> None:
     assert find_run(text, storage).root == storage / "one-aaaaaaaaaaaa"
     assert find_run(str(storage / "one-aaaaaaaaaaaa"), Path("elsewhere")).root == storage / "one-aaaaaaaaaaaa"

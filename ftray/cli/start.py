@@ -34,7 +34,7 @@ def quickstart(storage: Storage = None, quiet: Quiet = False, json: Json = False
     with interruptible(), open_display(quiet=quiet, metric="exact_match") as display:
         from ftray.quickstart.run import quickstart as tell
 
-        document = tell(storage_folder(storage), say=display.say, display=display)
+        document = tell(storage_folder(storage), say=display.say, display=display, on_plan=display.on_plan)
 
     def show(console: Any) -> None:
         from ftray.summary import show_pairs, show_result

@@ -99,8 +99,9 @@ def pretrain(folder: Path, *, recipe: Recipe, seed: int, steps: int, on_progress
         if on_progress is not None:
             on_progress(step + 1, steps, loss)
     model.eval()  # type: ignore[no-untyped-call]
-    model.save_pretrained(folder)
+    # The weights last: a folder that has them is complete.
     tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
     return BaseReport(
         path=folder, parameters=model.num_parameters(), steps=steps, loss=loss, seconds=time.monotonic() - started
     )

@@ -11,7 +11,7 @@ import yaml
 
 from ftray.artifacts import write_text
 from ftray.errors import RunError
-from ftray.finetune import Display, finetune
+from ftray.finetune import Display, Prepared, finetune
 from ftray.job import load_job
 from ftray.quickstart.pretrain import make_base
 from ftray.quickstart.task import TaskFiles, write_task
@@ -24,7 +24,9 @@ LEAST_PROBE = 0.50
 Say = Callable[[str], None]
 
 
-def quickstart(storage: Path, *, say: Say, display: Display) -> dict[str, Any]:
+def quickstart(
+    storage: Path, *, say: Say, display: Display, on_plan: Callable[[Prepared], None]
+) -> dict[str, Any]:
     """Make a base and a task, fine-tune, compare; return the document `--json` prints.
 
     Raises RunError when one of the claims does not hold.
@@ -40,7 +42,7 @@ def quickstart(storage: Path, *, say: Say, display: Display) -> dict[str, Any]:
     job_file = folder / "job.yaml"
     write_text(job_file, job_text(base, files))
     say(f"The job: {job_file}")
-    result = finetune(load_job(job_file, storage=str(storage)), display=display, on_plan=lambda prepared: None)
+    result = finetune(load_job(job_file, storage=str(storage)), display=display, on_plan=on_plan)
     require_claims(result)
     run = Path(result["path"])
     return {
