@@ -102,7 +102,7 @@ def measure_shape(model: str, method: MethodConfig) -> ModelShape:
     config = load_config(model)
     text: Any = config.get_text_config()
     with torch.device("meta"):
-        base: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        base: Any = AutoModelForCausalLM.from_config(config)
         parameters = sum(weight.numel() for weight in base.parameters())
         linear = _linear_weights(base, text)
         trained = parameters

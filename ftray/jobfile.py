@@ -52,12 +52,18 @@ def read_yaml(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
     try:
         node = yaml.compose(text, Loader=_Loader)
         content = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45
         mark = getattr(error, "problem_mark", None)
         raise _not_yaml(file, str(getattr(error, "problem", error)), mark.line + 1 if mark else None) from error
     if not isinstance(content, dict):
         raise _not_yaml(file, "it holds no keys", 1)
-    return content, dict(_lines(node, ""))
+    lines: dict[str, int] = {}
+    for path, line in _lines(node, ""):
+        if path in lines:
+            # YAML would take the last one and forget the others.
+            raise _not_yaml(file, f"the key `{path}` stands there twice, first in line {lines[path]}", line)
+        lines[path] = line
+    return content, lines
 
 
 def _not_yaml(file: Path, problem: str, line: int | None) -> InputError:
@@ -100,9 +106,22 @@ def apply_sets(content: dict[str, Any], sets: Sequence[str]) -> None:
         for position, key in enumerate(keys[:-1]):
             place = _step_into(place, key, setting, ".".join(keys[: position + 1]))
         if isinstance(place, list):
-            place[_list_index(place, keys[-1], setting)] = yaml.load(value, Loader=_Loader)
+            place[_list_index(place, keys[-1], setting)] = _value_of(value, setting)
         else:
-            place[keys[-1]] = yaml.load(value, Loader=_Loader)
+            place[keys[-1]] = _value_of(value, setting)
+
+
+def _value_of(text: str, setting: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(
+            f"--set {setting!r}: the value is not YAML: {getattr(error, 'problem', error)}",
+            kind="bad_set",
+            given=setting,
+            allowed="a value as in the job file, for example 8, [a, b] or {stage: 2}",
+            hint="Check brackets and quotes; the shell takes quotes away unless the whole setting is quoted.",
+        ) from error
 
 
 def _step_into(place: Any, key: str, setting: str, path: str) -> Any:
@@ -180,6 +199,9 @@ def _explain(
     # Of a union's several complaints the deepest is about what was meant; an unknown key comes first of all.
     problem = min(problems, key=lambda item: (item["type"] != "extra_forbidden", -len(item["loc"])))
     keys = [str(part) for part in problem["loc"] if not _is_union_label(part)]
+    if problem["type"] == "extra_forbidden":
+        # The unknown key itself may look like anything: batch-size, learningRate, 1.
+        keys = [str(part) for part in problem["loc"][:-1] if not _is_union_label(part)] + [str(problem["loc"][-1])]
     path = ".".join(keys)
     line = next((lines[".".join(keys[:n])] for n in range(len(keys), 0, -1) if ".".join(keys[:n]) in lines), None)
     given = problem.get("input")

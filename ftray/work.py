@@ -142,7 +142,7 @@ def work(order: WorkOrder, *, told: int, display: Report) -> dict[str, Any]:
         task=validation_task,
         tokenizer=tokenizer,
         stop_token_ids=datasets.tokenization.stop_token_ids,
-        layout=layout_for(engine.model.get_base_model() if job.method.kind == "lora" else engine.model),
+        layout=layout_for(engine.model),
     )
     with sole_worker(run, engine), tracking(order, run, engine, display) as report:
         training = Training(
@@ -216,7 +216,8 @@ def tracking(order: WorkOrder, run: RunDirectory, engine: Engine, display: Repor
 
 def resume(training: Training, engine: Engine, run: RunDirectory, *, run_id: str, report: Report) -> None:
     """Go on from the newest checkpoint that is whole. Rank 0 chooses, so that all ranks take the same one."""
-    step, notes = None, []
+    step: int | None = None
+    notes: list[str] = []
     if engine.group.rank == 0:
         newest, notes = newest_whole(run.checkpoints, run_id=run_id)
         step = newest.step if newest else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import multiprocessing
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -182,27 +181,27 @@ def test_a_run_directory_that_cannot_be_made_is_an_input_error(tmp_path: Path) -
     assert "--storage" in caught.value.hint
 
 
-def _hold(path: str, held: Any) -> None:
-    with run_lock(Path(path)):
-        held.set()
-        held.wait(60)
-        multiprocessing.Event().wait(60)  # killed here
+HOLDER = """
+import sys, time
+from pathlib import Path
+from ftray.artifacts import run_lock
+with run_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
 def test_a_run_is_locked_while_its_process_lives(tmp_path: Path) -> None:
     path = tmp_path / ".driver.lock"
-    context = multiprocessing.get_context("fork")
-    held = context.Event()
-    holder = context.Process(target=_hold, args=(str(path), held))
-    holder.start()
-    try:
-        assert held.wait(60)
-        with pytest.raises(InputError, match=f"process {holder.pid}") as caught, run_lock(path):
-            pass
-        assert caught.value.kind == "run_locked"
-    finally:
-        holder.kill()
-        holder.join()
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"held\n"
+            with pytest.raises(InputError, match=f"process {holder.pid}") as caught, run_lock(path):
+                pass
+            assert caught.value.kind == "run_locked"
+        finally:
+            holder.kill()
     with run_lock(path):
         assert "process" in path.read_text()
     with run_lock(path):

@@ -70,7 +70,7 @@ def source_format(source: Source, rows: Sequence[Row]) -> SourceFormat:
 def read_source(source: Source, *, name: str, base: Path) -> list[Example]:
     """Read a source's examples in file order; `name` is the dataset's name in messages and records."""
     files = source_files(source, base)
-    rows = read_rows(files[0]) if files else read_hub_rows(source.path)
+    rows: Sequence[Row] = read_rows(files[0]) if files else read_hub_rows(source.path)
     file = str(files[0]) if files else source.path
     rows = _chosen(rows, source.where or {}, file=file)
     examples = list(_read_examples(source, rows, name=name, file=file)) if rows else []

@@ -22,7 +22,7 @@ def reserved_cache(config: PretrainedConfig, capacity: int) -> DynamicCache:
     return cache
 
 
-class ReservedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+class ReservedLayer(DynamicLayer):
     """One layer's keys and values [R, H, L, D]: views into buffers of `capacity` tokens."""
 
     def __init__(self, capacity: int) -> None:

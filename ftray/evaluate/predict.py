@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ftray.data.collate import Layout
@@ -42,7 +43,7 @@ class RowPrediction:
 
 def predict_task(
     task: Task,
-    model: PreTrainedModel,
+    model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     *,
     stop_token_ids: Sequence[int],
@@ -77,7 +78,7 @@ def predict_task(
 def _generated(
     task: Task,
     rows: Sequence[TaskRow],
-    model: PreTrainedModel,
+    model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     *,
     stop_token_ids: Sequence[int],
@@ -85,7 +86,8 @@ def _generated(
 ) -> list[RowPrediction]:
     pad_token_id: Any = tokenizer.pad_token_id
     token_lists = generate(
-        model,
+        # A model with an adapter forwards everything to the PreTrainedModel it wraps.
+        cast("PreTrainedModel", model),
         [row.prompt_tokens for row in rows],
         max_new_tokens=task.metric.max_new_tokens,
         stop_token_ids=stop_token_ids,

@@ -73,7 +73,7 @@ def _spread_heads(states: Tensor, index: FlatIndex) -> Tensor:
     """[1, heads, T, dim] -> [N, heads, L, dim]."""
     heads, dim = states.shape[1], states.shape[3]
     rows = states[0].transpose(0, 1).reshape(-1, heads * dim)
-    spread = _Spread.apply(rows, index)
+    spread: Tensor = _Spread.apply(rows, index)  # type: ignore[no-untyped-call]
     return spread.view(index.num_examples, index.width, heads, dim).transpose(1, 2)
 
 
@@ -100,10 +100,11 @@ def attention_forward(
     window = kwargs.pop("sliding_window", None)
     mask = _window_mask(flat.width, window, query.device) if window is not None and window < flat.width else None
     kwargs["is_causal"] = mask is None
-    spread = [_spread_heads(states, flat) for states in (query, key, value)]
-    output, _ = sdpa_attention_forward(module, *spread, mask, **kwargs)  # [N, L, heads, dim]
+    queries, keys, values = (_spread_heads(states, flat) for states in (query, key, value))
+    output, _ = sdpa_attention_forward(module, queries, keys, values, mask, **kwargs)  # [N, L, heads, dim]
     heads, dim = output.shape[2], output.shape[3]
-    return _Gather.apply(output.reshape(-1, heads * dim), flat).view(1, -1, heads, dim), None
+    rows: Tensor = _Gather.apply(output.reshape(-1, heads * dim), flat)  # type: ignore[no-untyped-call]
+    return rows.view(1, -1, heads, dim), None
 
 
 def register() -> None:

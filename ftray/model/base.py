@@ -77,8 +77,7 @@ def _missing(model: str, why: str) -> InputError:
 
 def _hub_revision(model: str) -> str:
     """Return the commit of a hub model, from the local cache or from the hub."""
-    from transformers.utils import cached_file
-    from transformers.utils.hub import extract_commit_hash
+    from transformers.utils.hub import cached_file, extract_commit_hash
 
     try:
         config = cached_file(model, "config.json")
@@ -96,9 +95,10 @@ def load_config(model: str) -> PretrainedConfig:
 
     _refuse_remote_code(model)
     try:
-        return AutoConfig.from_pretrained(model)
+        config: PretrainedConfig = AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise _missing(model, str(error).splitlines()[0]) from error
+    return config
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
@@ -132,14 +132,15 @@ def load_model(model: str, *, dtype: str = "float32") -> PreTrainedModel:
     transformers_logging.disable_progress_bar()
     attention.register()
     config = load_config(model)
-    loaded: PreTrainedModel
-    loaded, report = AutoModelForCausalLM.from_pretrained(
+    answer: Any = AutoModelForCausalLM.from_pretrained(
         model,
         dtype=getattr(torch, dtype),
         use_safetensors=True,
         attn_implementation="sdpa" if needs_own_attention(config) else None,
         output_loading_info=True,
     )
+    loaded: PreTrainedModel
+    loaded, report = answer
     missing = sorted(report["missing_keys"])
     if missing:
         raise InputError(

@@ -30,20 +30,21 @@ def label_losses(model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0
 def label_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Return the logits [M, vocabulary] at the positions that predict a label."""
     if batch.layout == "padded":
-        hidden_rows = model(
+        rows: Tensor = model(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
             position_ids=batch.position_ids,
             use_cache=False,
         ).logits
-        return hidden_rows.flatten(0, 1).index_select(0, batch.label_positions)
+        return rows.flatten(0, 1).index_select(0, batch.label_positions)
     # A ready-made 4-D mask keeps transformers from building one of T x T; attention_forward does not read it.
     unread_mask = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=batch.input_ids.device)
-    return model(
+    logits: Tensor = model(
         input_ids=batch.input_ids,
         attention_mask=unread_mask,
         position_ids=batch.position_ids,
         use_cache=False,
         logits_to_keep=batch.label_positions,
         flat=flat_index(batch.lengths, batch.input_ids.device),
-    ).logits[0]
+    ).logits
+    return logits[0]

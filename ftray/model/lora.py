@@ -56,7 +56,7 @@ def attach_lora(base: nn.Module, method: MethodConfig, *, base_name: str, seed: 
         torch.manual_seed(seed)
         # PEFT reads an attribute that transformers has renamed.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        model: Any = get_peft_model(base, config)  # type: ignore[arg-type]
+        model: Any = get_peft_model(base, config)
     model.peft_config[ADAPTER_NAME].base_model_name_or_path = base_name
     return model  # type: ignore[no-any-return]
 

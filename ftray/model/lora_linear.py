@@ -61,7 +61,7 @@ class FoldedLoraLinear(Linear):
         dropout = self.lora_dropout[ADAPTER_NAME]
         dropped = rows if isinstance(dropout, torch.nn.Identity) else dropout(rows)
         bias = None if base.bias is None else base.bias.to(dtype)
-        y = _FoldedLora.apply(
+        y = _FoldedLora.apply(  # type: ignore[no-untyped-call]
             rows, base.weight.to(dtype), bias, a.to(dtype), b.to(dtype), dropped, self.scaling[ADAPTER_NAME]
         )
         return y.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]

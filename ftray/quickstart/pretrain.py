@@ -91,14 +91,14 @@ def pretrain(folder: Path, *, recipe: Recipe, seed: int, steps: int, on_progress
             group["lr"] = recipe.learning_rate * _schedule(step, steps, recipe.warmup_steps)
         logits = model(input_ids=rows[:, :-1], use_cache=False).logits  # [B, T, V]
         step_loss = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
-        step_loss.backward()  # type: ignore[no-untyped-call]
+        step_loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         loss = step_loss.item()
         if on_progress is not None:
             on_progress(step + 1, steps, loss)
-    model.eval()  # type: ignore[no-untyped-call]
+    model.eval()
     # The weights last: a folder that has them is complete.
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)

@@ -24,9 +24,7 @@ LEAST_PROBE = 0.50
 Say = Callable[[str], None]
 
 
-def quickstart(
-    storage: Path, *, say: Say, display: Display, on_plan: Callable[[Prepared], None]
-) -> dict[str, Any]:
+def quickstart(storage: Path, *, say: Say, display: Display, on_plan: Callable[[Prepared], None]) -> dict[str, Any]:
     """Make a base and a task, fine-tune, compare; return the document `--json` prints.
 
     Raises RunError when one of the claims does not hold.

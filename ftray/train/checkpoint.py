@@ -102,7 +102,7 @@ def find_checkpoints(folder: Path, *, run_id: str) -> list[Checkpoint]:
 
 def newest_whole(folder: Path, *, run_id: str) -> tuple[Checkpoint | None, list[str]]:
     """Return the newest checkpoint whose files verify, and a sentence for each damaged one passed over."""
-    notes = []
+    notes: list[str] = []
     for checkpoint in reversed(find_checkpoints(folder, run_id=run_id)):
         if checkpoint.is_whole():
             return checkpoint, notes

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 import ray.train
@@ -75,19 +75,21 @@ def launch(worker: Worker, payload: dict[str, Any], *, plan: Plan, run: Path) ->
     Raises the FtrayError a worker raised, or RunError `node` when workers were lost more often than allowed.
     """
     started_here = connect(plan)
-    trainer = TorchTrainer(
+    # The stubs that ray.train exports are those of its first version; at run time these are the second's.
+    train: Any = ray.train
+    trainer: Any = cast("Any", TorchTrainer)(
         _run_worker,
         train_loop_config={"worker": worker, "payload": payload},
         torch_config=TorchConfig(backend="nccl" if plan.gpus_per_worker else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
+        scaling_config=train.ScalingConfig(
             num_workers=plan.workers if plan.min_workers == plan.workers else (plan.min_workers, plan.workers),
             use_gpu=plan.gpus_per_worker > 0,
             resources_per_worker=_resources(plan),
         ),
-        run_config=ray.train.RunConfig(
+        run_config=train.RunConfig(
             name="checkpoints",
             storage_path=str(run),
-            failure_config=ray.train.FailureConfig(max_failures=plan.max_failures, controller_failure_limit=1),
+            failure_config=train.FailureConfig(max_failures=plan.max_failures, controller_failure_limit=1),
             worker_runtime_env={"env_vars": _worker_environment(plan)},
         ),
     )

@@ -130,20 +130,34 @@ def train(
 
 def score(engine: Engine, validation: Validation) -> tuple[float, float]:
     """Return the task's value and the loss in nats per label on the validation rows (collective)."""
-    shared = {"group": engine.group, "layout": validation.layout, "synchronised": engine.synchronised}
     predictions = predict_task(
-        validation.task, engine.model, validation.tokenizer, stop_token_ids=validation.stop_token_ids, **shared
+        validation.task,
+        engine.model,
+        validation.tokenizer,
+        stop_token_ids=validation.stop_token_ids,
+        group=engine.group,
+        layout=validation.layout,
+        synchronised=engine.synchronised,
     )
-    loss = mean_loss([row.example for row in validation.task.rows], engine.model, **shared)
+    loss = mean_loss(
+        [row.example for row in validation.task.rows],
+        engine.model,
+        group=engine.group,
+        layout=validation.layout,
+        synchronised=engine.synchronised,
+    )
     return aggregate(validation.task.metric, predictions), loss
 
 
 def best_step(training: Training) -> int | None:
     """Return the step that would be selected now."""
-    points = training.progress.evaluations
-    if not points:
+    candidates = [
+        Candidate(step=point.step, value=point.value, loss=point.validation_loss)
+        for point in training.progress.evaluations
+        if point.value is not None
+    ]
+    if not candidates:
         return None
-    candidates = [Candidate(step=point.step, value=point.value, loss=point.validation_loss) for point in points]
     return select(candidates, higher_is_better=training.higher_is_better).step
 
 

@@ -1,8 +1,8 @@
 """ftray and TRL train the same job in alternation, each run in a fresh process; prints ratios, fails on no number.
 
-    FTRAY_SHARED=../shared python jobs/bench_train/bench.py                  everything, about 25 minutes
-    FTRAY_SHARED=../shared python jobs/bench_train/bench.py --quick          the same path in a few steps
-    python jobs/bench_train/bench.py --render-readme                         README.md's tables from results.json
+FTRAY_SHARED=../shared python jobs/bench_train/bench.py                  everything, about 25 minutes
+FTRAY_SHARED=../shared python jobs/bench_train/bench.py --quick          the same path in a few steps
+python jobs/bench_train/bench.py --render-readme                         README.md's tables from results.json
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -73,10 +72,14 @@ def read_arguments() -> Namespace:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3, help="how many of the settings' seeds")
     parser.add_argument("--quick", action="store_true", help="a few steps of everything: shows that it works")
-    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="only these (comparison: needs choice)")
+    parser.add_argument(
+        "--parts", nargs="+", default=PARTS, choices=PARTS, help="only these (comparison: needs choice)"
+    )
     parser.add_argument("--keep", type=Path, help="keep runs and logs in this folder")
     parser.add_argument("--output", type=Path, default=HERE / "results.json")
-    parser.add_argument("--render-readme", action="store_true", help="fill README.md from the output of an earlier call")
+    parser.add_argument(
+        "--render-readme", action="store_true", help="fill README.md from the output of an earlier call"
+    )
     return parser.parse_args()
 
 

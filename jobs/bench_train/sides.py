@@ -194,7 +194,10 @@ def _watch(command: Sequence[str], environment: dict[str, str], log: Path) -> _S
     output = log.with_suffix(".out")
     with log.open("w", encoding="utf-8") as messages, output.open("w", encoding="utf-8") as answer:
         process = subprocess.Popen(
-            command, stdout=answer, stderr=messages, env={**os.environ, "TOKENIZERS_PARALLELISM": "false", **environment}
+            command,
+            stdout=answer,
+            stderr=messages,
+            env={**os.environ, "TOKENIZERS_PARALLELISM": "false", **environment},
         )
         watched = psutil.Process(process.pid)
         while process.poll() is None:
