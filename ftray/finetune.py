@@ -135,11 +135,11 @@ def require_audit(report: AuditReport) -> None:
 
 
 def require_workers(plan: Plan) -> None:
-    """Start or find Ray, and refuse more workers than it can ever hold, before the run folder is made."""
+    """Refuse more workers than this machine, or the cluster of RAY_ADDRESS, can ever hold; starts nothing."""
     if plan.engine == "deepspeed":
-        from ftray.train.launch import connect
+        from ftray.train.launch import require_place
 
-        connect(plan)
+        require_place(plan)
 
 
 def write_records(loaded: LoadedJob, prepared: Prepared) -> None:

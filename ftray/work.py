@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,6 +65,9 @@ class WorkOrder:
 def prepare_data(loaded: LoadedJob) -> tuple[Datasets, Any]:
     """Return the job's rows, and its tokenizer."""
     job = loaded.job
+    if str(loaded.base) not in sys.path:
+        # A metric of the user's own (module:function) lies beside the job file.
+        sys.path.append(str(loaded.base))
     tokenizer = load_tokenizer(job.model)
     config = load_config(job.model).get_text_config()
     length = int(getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length)
@@ -122,7 +126,9 @@ def build_engine(model: nn.Module, plan: Plan) -> Engine:
     if plan.gpus_per_worker:
         import ray.train.torch
 
-        return DeepSpeedEngine(model, settings, plan, device=ray.train.torch.get_device())
+        device = ray.train.torch.get_device()
+        torch.cuda.set_device(device)
+        return DeepSpeedEngine(model, settings, plan, device=device)
     return DeepSpeedEngine(model, settings, plan, device=torch.device("cpu"))
 
 

@@ -104,9 +104,10 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 path = Path(sys.argv[1])
 write_text(path, "old")
-for write in (lambda: write_text(path, "x" * 10_000), lambda: append_line(path.with_suffix(".jsonl"), {"a": "x" * 9000})):
+lines = path.with_suffix(".jsonl")
+for write, place, what in ((write_text, path, "x" * 10_000), (append_line, lines, {"a": "x" * 9000})):
     try:
-        write()
+        write(place, what)
     except RunError as error:
         print(error.kind, error.file, error.hint)
 """

@@ -25,7 +25,7 @@ NAME = "ftray"
 class FlatIndex:
     """Where each example's tokens stand in the flat row, and the way back."""
 
-    spread: Tensor  # [N*L] index into T; padding points at token 0, whose copy nobody reads
+    spread: Tensor  # [N*L] index into T; padding repeats its own example's last token, and nobody reads it
     gather: Tensor  # [T] index into N*L
     num_examples: int
     width: int
@@ -38,7 +38,8 @@ def flat_index(lengths: Sequence[int], device: torch.device) -> FlatIndex:
     starts = torch.cumsum(sizes, 0) - sizes
     offsets = torch.arange(width)
     inside = offsets[None, :] < sizes[:, None]  # [N, L]
-    spread = torch.where(inside, starts[:, None] + offsets[None, :], 0).reshape(-1)
+    # Not another example's token: masked attention still multiplies by 0, and 0 times a broken example's NaN is NaN.
+    spread = (starts[:, None] + torch.minimum(offsets[None, :], sizes[:, None] - 1)).reshape(-1)
     gather = inside.reshape(-1).nonzero().squeeze(1)
     return FlatIndex(spread.to(device), gather.to(device), len(lengths), width)
 

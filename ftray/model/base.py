@@ -136,7 +136,6 @@ def load_model(model: str, *, dtype: str = "float32") -> PreTrainedModel:
         model,
         dtype=getattr(torch, dtype),
         use_safetensors=True,
-        attn_implementation="sdpa" if needs_own_attention(config) else None,
         output_loading_info=True,
     )
     loaded: PreTrainedModel

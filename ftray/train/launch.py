@@ -25,22 +25,38 @@ OBJECT_STORE_BYTES = 300 * 2**20
 Worker = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def connect(plan: Plan) -> bool:
-    """Connect to RAY_ADDRESS or start Ray in this process; return whether it was started here.
+def require_place(plan: Plan) -> None:
+    """Raise InputError `too_few_resources` when the workers can never be held: it does not wait.
 
-    Raises InputError `too_few_resources` when the cluster can never hold the workers: it does not wait.
+    Looks at the running Ray, or the cluster of RAY_ADDRESS, or this machine, where Ray would be started.
     """
-    started = not ray.is_initialized()
-    if started:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        address = os.environ.get("RAY_ADDRESS")
-        options: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
-        if address is None:
-            require_resources(plan, {"CPU": float(os.cpu_count() or 1), "GPU": float(_gpus())}, "this machine")
-            options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-        ray.init(address=address, **options)
+    if not ray.is_initialized() and os.environ.get("RAY_ADDRESS") is None:
+        require_resources(plan, {"CPU": float(os.cpu_count() or 1), "GPU": float(_gpus())}, "this machine")
+        return
+    connect()
     require_resources(plan, ray.cluster_resources(), "the Ray cluster")
-    return started
+
+
+def connect() -> bool:
+    """Connect to RAY_ADDRESS or start Ray in this process, unless there is one; return whether there was none."""
+    if ray.is_initialized():
+        return False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    options: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
+    address = os.environ.get("RAY_ADDRESS")
+    if address is None:
+        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    try:
+        ray.init(address=address, **options)
+    except ConnectionError as error:
+        raise InputError(
+            f"no Ray cluster answers at {address}",
+            kind="no_cluster",
+            given=address,
+            allowed="the address of a running cluster, or no RAY_ADDRESS to start Ray on this machine",
+            hint="Check RAY_ADDRESS and that the cluster is up (ray status).",
+        ) from error
+    return True
 
 
 def _gpus() -> int:
@@ -74,7 +90,8 @@ def launch(worker: Worker, payload: dict[str, Any], *, plan: Plan, run: Path) ->
 
     Raises the FtrayError a worker raised, or RunError `node` when workers were lost more often than allowed.
     """
-    started_here = connect(plan)
+    started_here = connect()
+    require_resources(plan, ray.cluster_resources(), "the Ray cluster")
     # The stubs that ray.train exports are those of its first version; at run time these are the second's.
     train: Any = ray.train
     trainer: Any = cast("Any", TorchTrainer)(

@@ -25,6 +25,8 @@ from ftray.train.engine import Engine
 from ftray.train.health import require_finite_loss, require_finite_norm
 from ftray.train.state import Training
 
+SEEDS_PER_STEP = 4096
+"""Every rank of a step draws its own dropout."""
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -74,7 +76,7 @@ def train(
         shares = share_out(inputs.examples, plan.sharing(group.size))
         batches = [collate(examples, validation.layout) for examples in shares[group.rank]]
 
-        torch.manual_seed(inputs.seed + group.rank)
+        torch.manual_seed(inputs.seed * SEEDS_PER_STEP + group.rank)
         losses = engine.accumulate(batches, normaliser=inputs.num_labels)
         (loss_sum,) = group.total([float(sum(part.double().sum().item() for part in losses))])
         loss = loss_sum / inputs.num_labels

@@ -19,6 +19,7 @@ from ftray.train.plan import Plan
 
 TRAIN_LOSS_SMOOTHING = 0.9
 """Weight of the past in the moving average of the training loss that validation loss is compared with."""
+MOST_SEED = 2**48
 ZERO_GRADIENT_STEPS = 3
 """So many first steps with a gradient norm of exactly 0 mean that nothing is training."""
 
@@ -102,7 +103,7 @@ class Training:
             learning_rate=self.plan.schedule.at(
                 self.progress.optimizer_steps if self.plan.precision == "fp16" else step
             ),
-            seed=(self.plan.seed * 1_000_003 + step) % 2**63,
+            seed=(self.plan.seed * 1_000_003 + step) % MOST_SEED,
         )
 
     def advance(self, inputs: StepInputs, *, loss: float, grad_norm: float) -> None:
