@@ -85,6 +85,5 @@ def test_a_small_model_may_need_a_higher_learning_rate() -> None:
     assert "1e-4 to 3e-4" in found.message
 
 
-def test_rank_and_alpha_are_nothing_to_full_fine_tuning_and_rslora_scales_otherwise() -> None:
-    assert advice({"kind": "full", "rank": 512}, {"learning_rate": 2e-5}, {}, 10**9) == []
+def test_alpha_scales_otherwise_with_rslora() -> None:
     assert advice({"alpha": 128.0, "rslora": True}, {}, {}, 10**9) == []

@@ -7,23 +7,31 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 QUIET = {
     "DATASETS_VERBOSITY": "error",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    # Spinning OpenMP threads make a step ten times slower where the cores are shared.
+    "OMP_WAIT_POLICY": "PASSIVE",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
 """Settings that libraries read when they are imported; what the user has set stays."""
 
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dri/renderD128")
+
 
 def quieten_libraries() -> None:
     """Turn progress bars, hints and statistics of libraries off, before they are imported."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    if not any(Path(device).exists() for device in GPU_DEVICES):
+        # DeepSpeed, which other libraries import, would warn that it found no GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 @contextmanager

@@ -90,14 +90,23 @@ def _hub_revision(model: str) -> str:
 
 
 def load_config(model: str) -> PretrainedConfig:
-    """Load the model's configuration only."""
-    from transformers import AutoConfig
+    """Load the model's configuration only. Raises InputError `unsupported_model` for what is no causal LM."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     _refuse_remote_code(model)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise _missing(model, str(error).splitlines()[0]) from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise InputError(
+            f"the model {model!r} is a {config.model_type} model, which does not generate text from left to right",
+            kind="unsupported_model",
+            given=config.model_type,
+            allowed="causal language models, such as Llama, Qwen, Mistral, Gemma or GPT-2",
+            hint="Choose a decoder-only model.",
+            path="model",
+        )
     return config
 
 
@@ -124,6 +133,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
 def load_model(model: str, *, dtype: str = "float32") -> PreTrainedModel:
     """Load a causal language model whose attention can run on flat batches where its code allows it."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
@@ -132,28 +142,37 @@ def load_model(model: str, *, dtype: str = "float32") -> PreTrainedModel:
     transformers_logging.disable_progress_bar()
     attention.register()
     config = load_config(model)
-    answer: Any = AutoModelForCausalLM.from_pretrained(
-        model,
-        dtype=getattr(torch, dtype),
-        use_safetensors=True,
-        output_loading_info=True,
-    )
+    try:
+        answer: Any = AutoModelForCausalLM.from_pretrained(
+            model,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report, and refused below
+        )
+    except SafetensorError as error:
+        raise _incomplete(model, f"has a damaged weight file: {error}") from error
     loaded: PreTrainedModel
     loaded, report = answer
-    missing = sorted(report["missing_keys"])
+    missing = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
     if missing:
-        raise InputError(
-            f"{model!r} lacks {len(missing)} of its weights ({', '.join(missing[:3])} ...): they would be random",
-            kind="incomplete_model",
-            given=model,
-            allowed="weights for every layer that config.json names",
-            hint="Download the model again.",
-            path="model",
-        )
+        names = ", ".join(missing[:3]) + (" ..." if missing[3:] else "")
+        raise _incomplete(model, f"lacks {len(missing)} of its weights ({names}): they would be random")
     if loaded._supports_attention_backend and not needs_own_attention(config):
         loaded.set_attn_implementation(attention.NAME)
     loaded.config.use_cache = False
     return loaded
+
+
+def _incomplete(model: str, why: str) -> InputError:
+    return InputError(
+        f"{model!r} {why}",
+        kind="incomplete_model",
+        given=model,
+        allowed="weights for every layer, in the shapes that config.json says",
+        hint="Download the model again.",
+        path="model",
+    )
 
 
 def needs_own_attention(config: PretrainedConfig) -> bool:
@@ -167,7 +186,13 @@ def needs_own_attention(config: PretrainedConfig) -> bool:
 
 def _refuse_remote_code(model: str) -> None:
     path = Path(model) / "config.json"
-    if path.is_file() and "auto_map" in json.loads(path.read_text(encoding="utf-8")):
+    if not path.is_file():
+        return
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # also what is no text
+        raise _missing(model, f"its config.json is not JSON ({error})") from error
+    if "auto_map" in config:
         raise InputError(
             f"the model {model!r} wants to run its own code (auto_map in config.json)",
             kind="remote_code",

@@ -48,6 +48,7 @@ def attach_lora(base: nn.Module, method: MethodConfig, *, base_name: str, seed: 
         lora_dropout=method.dropout,
         use_rslora=method.rslora,
         target_modules=method.target_modules,
+        fan_in_fan_out=any(_is_transposed(module) for module in base.modules()),
     )
     from ftray.model.lora_linear import FoldedLoraLinear
 
@@ -67,9 +68,14 @@ def _as_number(alpha: float) -> int:
 
 
 def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or _is_transposed(module)
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    """Return whether this is GPT-2's linear layer, whose weight is stored as [in, out]."""
     from transformers.pytorch_utils import Conv1D
 
-    return isinstance(module, nn.Linear | Conv1D)
+    return isinstance(module, Conv1D)
 
 
 def _matches(base: nn.Module, target: str) -> bool:
