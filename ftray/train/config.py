@@ -13,7 +13,7 @@ class EarlyStopping(Config):
     """Stop when validation loss diverges from training loss or nothing improves any more."""
 
     patience: Annotated[int, Field(ge=1)] = 3
-    """Evaluations in a row that must agree before training stops."""
+    """Evaluations in a row that must be worse before training stops; three times as many that bring nothing new."""
     margin: Annotated[float, Field(ge=0)] = 0.02
     """Relative rise of validation loss over its best that counts as worse."""
     after: Literal["warmup", "start"] = "warmup"

@@ -15,6 +15,10 @@ from typing import Literal
 from ftray.train.config import EarlyStopping
 
 
+PLATEAU = 3
+"""So many times the patience without any improvement are a plateau."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationPoint:
     """One evaluation on the validation rows."""
@@ -44,7 +48,9 @@ def should_stop(
     Never before there are more than `patience`, and never when the window holds a new best value. Otherwise
     diverged: validation loss is above its best by more than `margin` each time, its distance to the training loss is
     larger than at its best each time, and larger at the end of the window than before it; or the newest loss is not a
-    number. Stalled: no new best loss either, and the loss is not still coming down at every evaluation.
+    number. Stalled: above its best by more than `margin` each time without leaving the training loss behind, and not
+    coming down; or neither a new best loss nor a new best value in `PLATEAU` times `patience` evaluations: a plateau
+    in the middle of a schedule often ends when the learning rate falls.
     """
     counted = [point for point in history if config.after == "start" or point.step > warmup_steps]
     if counted and not math.isfinite(counted[-1].validation_loss):
@@ -61,11 +67,27 @@ def should_stop(
         return StopDecision(stop=True, kind="diverged", reason=_divergence(best, window, margin=config.margin))
     if best in window:
         return _go_on(f"Validation loss reached a new best, {best.validation_loss:.4g}, within the window.")
+    if not _is_worse(best, window, margin=config.margin):
+        return _plateau(counted, best, patience=PLATEAU * config.patience, higher_is_better=higher_is_better)
     if all(later.validation_loss < earlier.validation_loss for earlier, later in pairwise([before[-1], *window])):
         return _go_on("Validation loss is not at its best again, but falls at every evaluation.")
+    return _stalled(best, window)
+
+
+def _plateau(
+    counted: Sequence[EvaluationPoint], best: EvaluationPoint, *, patience: int, higher_is_better: bool
+) -> StopDecision:
+    """Decide for a run that is about as good as it was, looking further back."""
+    before, window = counted[:-patience], counted[-patience:]
+    if not before or best in window or _has_new_best_value(before, window, higher_is_better=higher_is_better):
+        return _go_on(f"No improvement lately; a plateau stops a run after {patience} evaluations without any.")
+    return _stalled(best, window)
+
+
+def _stalled(best: EvaluationPoint, window: Sequence[EvaluationPoint]) -> StopDecision:
     reason = (
         f"Neither validation loss (best {best.validation_loss:.4g} at step {best.step}) nor the task value improved "
-        f"in the last {config.patience} evaluations, up to step {window[-1].step}."
+        f"in the last {len(window)} evaluations, up to step {window[-1].step}."
     )
     return StopDecision(stop=True, kind="stalled", reason=reason)
 
@@ -86,9 +108,13 @@ def _has_new_best_value(
 def _diverged(
     best: EvaluationPoint, previous: EvaluationPoint, window: Sequence[EvaluationPoint], *, margin: float
 ) -> bool:
-    is_worse = all(point.validation_loss > best.validation_loss * (1 + margin) for point in window)
+    is_worse = _is_worse(best, window, margin=margin)
     is_apart = all(_gap(point) > _gap(best) for point in window)
     return is_worse and is_apart and _gap(window[-1]) > _gap(previous)
+
+
+def _is_worse(best: EvaluationPoint, window: Sequence[EvaluationPoint], *, margin: float) -> bool:
+    return all(not point.validation_loss <= best.validation_loss * (1 + margin) for point in window)
 
 
 def _gap(point: EvaluationPoint) -> float:

@@ -112,7 +112,8 @@ def make_plan(
     """Resolve the job's parts against data and machine. Raises InputError for settings that exclude each other."""
     workers = compute.workers if isinstance(compute.workers, int) else compute.workers[-1]
     least = compute.workers if isinstance(compute.workers, int) else compute.workers[0]
-    _check_compute(compute, workers, least)
+    stage = compute.deepspeed.stage if compute.deepspeed.stage is not None else (0 if method.kind == "lora" else 2)
+    _check_compute(compute, workers, least, stage)
     _check_effects(method, train, compute)
     steps_per_epoch = math.ceil(data.train_rows / train.batch_size)
     total_steps = train.max_steps or max(1, math.ceil(steps_per_epoch * train.epochs - 1e-9))
@@ -120,8 +121,16 @@ def make_plan(
     cadence = max(1, min(MOST_STEPS_BETWEEN_EVALUATIONS, steps_per_epoch // EVALUATIONS_PER_EPOCH, total_steps))
     evaluate_every = cadence if train.evaluate_every == "auto" else train.evaluate_every
     checkpoint_every = evaluate_every if train.checkpoint_every == "auto" else train.checkpoint_every
-    stage = compute.deepspeed.stage if compute.deepspeed.stage is not None else (0 if method.kind == "lora" else 2)
     assert train.learning_rate is not None, "the job is resolved before it is planned"
+    if train.min_learning_rate > train.learning_rate:
+        raise InputError(
+            f"the learning rate would end at {train.min_learning_rate:g}, above its peak of {train.learning_rate:g}",
+            kind="bad_value",
+            given=train.min_learning_rate,
+            allowed=f"0 to {train.learning_rate:g}",
+            hint="Lower train.min_learning_rate, or raise train.learning_rate.",
+            path="train.min_learning_rate",
+        )
     if warmup_steps >= total_steps and total_steps > 1:
         raise InputError(
             f"warm-up takes {warmup_steps} steps and the whole run has {total_steps}",
@@ -172,9 +181,8 @@ def make_plan(
     )
 
 
-def _check_compute(compute: ComputeConfig, workers: int, least: int) -> None:
+def _check_compute(compute: ComputeConfig, workers: int, least: int, stage: int) -> None:
     settings = compute.deepspeed
-    stage = settings.stage
     if isinstance(compute.workers, list) and (len(compute.workers) != 2 or least > workers):
         raise InputError(
             f"compute.workers is {compute.workers}",
@@ -184,7 +192,7 @@ def _check_compute(compute: ComputeConfig, workers: int, least: int) -> None:
             hint="Write workers: 2, or workers: [1, 4].",
             path="compute.workers",
         )
-    asked = stage is not None or settings.offload_optimizer != "none" or settings.offload_parameters != "none"
+    asked = settings.stage is not None or settings.offload_optimizer != "none" or settings.offload_parameters != "none"
     if workers == 0 and asked:
         raise InputError(
             "compute.deepspeed has no effect with workers: 0, which is plain torch",
@@ -212,7 +220,7 @@ def _check_compute(compute: ComputeConfig, workers: int, least: int) -> None:
             hint="Set compute.deepspeed.stage: 3, or offload to the CPU.",
             path="compute.deepspeed.offload_optimizer",
         )
-    if settings.offload_optimizer == "cpu" and stage in (None, 0):
+    if settings.offload_optimizer == "cpu" and stage == 0:
         raise InputError(
             "offload_optimizer: cpu needs ZeRO stage 1, 2 or 3",
             kind="incompatible",

@@ -31,7 +31,8 @@ class Schedule:
             first = max(first, self.total_steps - math.ceil(DECAY_SHARE * self.total_steps))
             if step < first:
                 return self.peak
-        # The last step runs at the minimum exactly: progress is 1 at total_steps - 1.
-        progress = min(1.0, (step - first) / max(1, self.total_steps - 1 - first))
+        # The last step runs at the minimum exactly, unless it is the only one.
+        last = self.total_steps - 1
+        progress = min(1.0, (step - first) / (last - first)) if last > first else float(last > 0)
         fall = 0.5 * (1 + math.cos(math.pi * progress)) if self.kind == "cosine" else 1 - progress
         return self.minimum + (self.peak - self.minimum) * fall

@@ -59,8 +59,16 @@ class Progress:
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Progress:
         """Return the state a checkpoint saved."""
-        evaluations = [EvaluationPoint(**point) for point in record["evaluations"]]
+        evaluations = [
+            # JSON has no NaN: a loss that was not a number is null there.
+            EvaluationPoint(**{**point, "validation_loss": _number(point["validation_loss"])})
+            for point in record["evaluations"]
+        ]
         return cls(**{**record, "evaluations": evaluations})
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 class Training:

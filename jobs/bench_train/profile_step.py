@@ -1,7 +1,7 @@
 """Where a training step of ftray spends its time: one in-process training under torch.profiler.
 
-Kernels are told apart by name and by the shapes they work on; what is left of the step's time is Python, dispatch, laying
-out batches, and the profiler itself.
+Kernels are told apart by name and by the shapes they work on; what is left of the step is Python, dispatch, laying out
+batches, and the profiler itself.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ OPTIMIZER = ("adamw", "_foreach_norm", "linalg_vector_norm", "_foreach_mul_", "c
 LOSS = ("log_softmax", "nll_loss", "cross_entropy")
 BOOKKEEPING = (
     "aten::view", "aten::t", "aten::transpose", "aten::as_strided", "aten::empty", "aten::empty_strided",
-    "aten::detach", "aten::reshape", "aten::_unsafe_view", "aten::unsqueeze", "aten::expand", "aten::slice", "aten::select",
-    "aten::alias", "aten::to", "aten::_to_copy", "aten::linear", "aten::matmul", "aten::result_type", "aten::item",
-    "aten::empty_like", "aten::new_zeros", "aten::zeros", "aten::_local_scalar_dense", "aten::resolve_conj",
+    "aten::detach", "aten::reshape", "aten::_unsafe_view", "aten::unsqueeze", "aten::expand", "aten::slice",
+    "aten::select", "aten::alias", "aten::to", "aten::_to_copy", "aten::linear", "aten::matmul", "aten::result_type",
+    "aten::item", "aten::empty_like", "aten::new_zeros", "aten::zeros", "aten::_local_scalar_dense",
+    "aten::resolve_conj",
 )  # fmt: skip
 REST = "Python, dispatch, batches"
 PARTS = (

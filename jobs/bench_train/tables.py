@@ -161,7 +161,7 @@ def _profile(record: Record) -> Grid:
     rows.append(("step", f"{record['step_milliseconds']:.1f}", "100%"))
     return Grid(
         title=f"Where ftray's step goes: in-process, {record['threads']} thread, "
-        f"{record['tokens_per_step']:.0f} tokens per step ({record['unprofiled_milliseconds']:.1f} ms without the profiler)",
+        f"{record['tokens_per_step']:.0f} tokens, {record['unprofiled_milliseconds']:.1f} ms without the profiler",
         header=("", "ms", "share"),
         rows=rows,
     )

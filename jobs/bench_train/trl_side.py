@@ -35,7 +35,7 @@ def main(order_file: Path) -> None:
     steps = [line for line in trainer.state.log_history if "grad_norm" in line]
     record = {
         "steps": trainer.state.global_step,
-        "tokens": int(steps[-1]["num_tokens"]),
+        "tokens": int(max(line.get("num_tokens", 0) for line in trainer.state.log_history)),
         "train_seconds": outcome.metrics["train_runtime"],
         "losses": [line["loss"] for line in steps],
         "grad_norms": [line["grad_norm"] for line in steps],
@@ -63,6 +63,7 @@ def build_trainer(order: dict[str, Any], rows: list[dict[str, Any]]) -> SFTTrain
             weight_decay=recipe["weight_decay"],
             max_grad_norm=recipe["max_grad_norm"],
             ddp_backend="gloo" if order["processes"] > 1 else None,
+            ddp_find_unused_parameters=False if order["processes"] > 1 else None,
             **order["arguments"],
         ),
         train_dataset=Dataset.from_list([{"prompt": row["prompt"], "completion": row["completion"]} for row in rows]),

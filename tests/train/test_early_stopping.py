@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftray.train.config import EarlyStopping
-from ftray.train.early_stopping import EvaluationPoint, StopDecision, should_stop
+from ftray.train.early_stopping import PLATEAU, EvaluationPoint, StopDecision, should_stop
 
 
 def history(
@@ -41,7 +41,8 @@ def test_one_evaluation_less_goes_on() -> None:
 
 def test_a_rise_within_the_margin_is_a_stall_not_a_divergence() -> None:
     losses = [1.0, 0.800, 0.806, 0.809, 0.812]
-    assert decide(history(losses)).kind == "stalled"
+    assert not decide(history(losses)).stop
+    assert decide(history([*losses, *[0.81] * 6])).kind == "stalled"
     assert decide(history(losses), margin=0.001).kind == "diverged"
 
 
@@ -121,6 +122,12 @@ def test_evaluations_before_the_start_change_nothing(
 
 
 @pytest.mark.parametrize("patience", [1, 2, 5])
-def test_a_flat_run_stops_after_exactly_patience_evaluations(patience: int) -> None:
-    assert not decide(history([0.5] * patience), patience=patience).stop
-    assert decide(history([0.5] * (patience + 1)), patience=patience).kind == "stalled"
+def test_a_flat_run_stops_after_exactly_three_times_patience(patience: int) -> None:
+    assert not decide(history([0.5] * PLATEAU * patience), patience=patience).stop
+    assert decide(history([0.5] * (PLATEAU * patience + 1)), patience=patience).kind == "stalled"
+
+
+def test_a_noisy_plateau_in_the_middle_of_a_schedule_goes_on() -> None:
+    losses = [0.44, 0.17, 0.18, 0.17, 0.1184, 0.154, 0.134, 0.1186]
+    values = [0.56, 0.76, 0.78, 0.83, 0.87, 0.81, 0.82, 0.84]
+    assert not decide(history(losses, values=values)).stop
