@@ -186,3 +186,20 @@ def test_ray_workers_and_drivers_may_be_killed_at_any_moment(tmp_path: Path, wor
     assert read_json(Path(result["path"]) / "result.json")["status"] == "completed"
     assert run.final_weights() == undisturbed.final_weights()
     assert run.history() == undisturbed.history()
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_ray_run_says_so_and_leaves_nothing_running(
+    tmp_path: Path, world: Path, number: signal.Signals
+) -> None:
+    run = Run(tmp_path / "interrupted", world, workers=2)
+    process = run.start()
+    assert wait_until(lambda: run.last_step() >= 2, process, pause=0.01)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 130
+    assert json.loads(output)["status"] == "interrupted"
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert alive == []

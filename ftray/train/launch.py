@@ -8,6 +8,8 @@ its reports are paced by a controller poll of seconds.
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +18,7 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from ftray.errors import FtrayError, InputError, Interrupted, RunError
+from ftray.errors import FtrayError, InputError, RunError
 from ftray.train.memory import MALLOC_ENVIRONMENT
 from ftray.train.plan import Plan
 
@@ -46,6 +48,7 @@ def connect() -> bool:
     address = os.environ.get("RAY_ADDRESS")
     if address is None:
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         ray.init(address=address, **options)
     except ConnectionError as error:
@@ -56,6 +59,10 @@ def connect() -> bool:
             allowed="the address of a running cluster, or no RAY_ADDRESS to start Ray on this machine",
             hint="Check RAY_ADDRESS and that the cluster is up (ray status).",
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        # Ray's own handlers abort the process, without a result and without ending what was started.
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return True
 
 
@@ -112,11 +119,10 @@ def launch(worker: Worker, payload: dict[str, Any], *, plan: Plan, run: Path) ->
     )
     try:
         outcome = trainer.fit().return_value
-    except KeyboardInterrupt as error:
-        raise Interrupted(
-            "interrupted", kind="interrupted", hint="The same command goes on from the last checkpoint."
-        ) from error
-    except ray.train.TrainingFailedError as error:
+    except SystemExit as error:
+        # Ray Train takes Ctrl-C for itself and ends the process with exit code 0, as if the run had been finished.
+        raise KeyboardInterrupt from error
+    except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
         raise _cause(error) from error
     finally:
         if started_here:

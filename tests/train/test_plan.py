@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -264,7 +263,3 @@ def test_offload_goes_into_the_plan(deepspeed: dict[str, Any]) -> None:
 def test_full_fine_tuning_offloads_at_its_own_stage() -> None:
     made = plan(method={"kind": "full"}, compute={"workers": 2, "deepspeed": {"offload_optimizer": "cpu"}})
     assert (made.stage, made.offload_optimizer) == (2, "cpu")
-
-
-def test_plans_of_other_tests_are_plans_of_the_same_kind(tiny: ModuleType) -> None:
-    assert tiny.plan(workers=2).engine == "deepspeed"
