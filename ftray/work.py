@@ -11,6 +11,7 @@ import os
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,7 +105,10 @@ def build_model(job: Job, plan: Plan) -> nn.Module:
     frozen_dtype = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[plan.precision]
     base = load_model(job.model, dtype=frozen_dtype if job.method.kind == "lora" else "float32")
     if plan.activation_checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with warnings.catch_warnings():
+            # Newer versions of transformers call it activation_checkpointing_enable; older ones do not know that name.
+            warnings.filterwarnings("ignore", "`gradient_checkpointing_enable` is deprecated", FutureWarning)
+            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if job.method.kind == "full":
         return base
     return attach_lora(base, job.method, base_name=job.model, seed=job.seed)

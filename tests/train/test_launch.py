@@ -1,0 +1,216 @@
+"""Two real Ray Train workers with DeepSpeed: the losses of one process, and a killed worker changes nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from ftray.artifacts import digest_file, read_json
+from ftray.errors import InputError, RunError
+from ftray.finetune import check, finetune, write_records
+from ftray.job import LoadedJob, run_directory, run_id_of
+from ftray.tracking import current_lines
+from ftray.train.launch import connect, launch, require_resources
+from ftray.work import WorkOrder, work
+
+pytestmark = pytest.mark.ray
+RAY_CPUS = 4
+"""More than there may be: the workers of these tests are small."""
+ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+RECIPE = {"learning_rate": 1e-2, "max_steps": 12, "evaluate_every": 4, "checkpoint_every": 4}
+STEP_OF_DEATH = 7
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Start one Ray for this file, and put everything back."""
+    import ray
+
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
+    os.environ.update(ENVIRONMENT)
+    if ray.is_initialized():
+        ray.shutdown()
+    ray.init(
+        num_cpus=RAY_CPUS, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False,
+        logging_level="error",
+    )  # fmt: skip
+    yield
+    ray.shutdown()
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
+
+
+def job(world: Any, storage: Path, *, workers: int) -> LoadedJob:
+    loaded: LoadedJob = world.load(
+        method={"kind": "lora", "rank": 4}, train=RECIPE, compute={"workers": workers}, storage=str(storage)
+    )
+    return loaded
+
+
+def run(loaded: LoadedJob) -> dict[str, Any]:
+    return finetune(loaded, display=lambda line: None, on_plan=lambda prepared: None)
+
+
+def order_of(loaded: LoadedJob) -> WorkOrder:
+    """Prepare a run as `finetune` does, up to its workers."""
+    run_id = run_id_of(loaded)
+    prepared = check(loaded, run_id=run_id, run=run_directory(loaded, run_id))
+    prepared.run.create()
+    write_records(loaded, prepared)
+    return WorkOrder(loaded=loaded, plan=prepared.plan, run=prepared.run.root, run_id=run_id)
+
+
+def numbers(root: Path) -> dict[tuple[int, str], float]:
+    """Return every loss and norm of a run by step and name."""
+    names = ("train/loss", "train/grad_norm", "val/loss")
+    lines = current_lines(root / "metrics.jsonl")
+    return {(line["step"], name): line[name] for line in lines for name in names if name in line}
+
+
+def final_weights(root: Path) -> str:
+    return digest_file(root / "checkpoints" / f"step-{RECIPE['max_steps']:08d}" / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def finished(world: Any, cluster: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run(job(world, tmp_path_factory.mktemp("two-workers"), workers=2))
+
+
+@pytest.mark.slow
+def test_the_result_says_how_it_was_made(finished: dict[str, Any]) -> None:
+    assert finished == read_json(Path(finished["path"]) / "result.json")
+    assert (finished["status"], finished["failure"], finished["reused"]) == ("completed", None, False)
+    assert (finished["engine"], finished["zero_stage"], finished["workers"]) == ("deepspeed", 0, 2)
+    assert (finished["workers_seen"], finished["attempts"], finished["steps"]) == (2, 1, 12)
+    assert "2" in finished["mode_reason"]
+    assert len(finished["optimizer_bytes_per_rank"]) == 2
+    assert min(finished["optimizer_bytes_per_rank"]) > 0
+    assert finished["seconds"]["startup"] > 0
+    assert (Path(finished["adapter"]["path"]) / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_two_workers_have_the_losses_of_one_process(finished: dict[str, Any], world: Any, tmp_path: Path) -> None:
+    alone = run(job(world, tmp_path, workers=0))
+    assert alone["run_id"] == finished["run_id"]
+    got, expected = numbers(Path(finished["path"])), numbers(Path(alone["path"]))
+    assert len(expected) == 12 * 2 + 3
+    assert got.keys() == expected.keys()
+    losses = [key for key in expected if key[1] != "train/grad_norm"]
+    assert [got[key] for key in losses] == pytest.approx([expected[key] for key in losses], rel=1e-5)
+    assert list(got.values()) == pytest.approx(list(expected.values()), rel=1e-3)
+    assert (finished["tokens"], finished["label_tokens"]) == (alone["tokens"], alone["label_tokens"])
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(
+    finished: dict[str, Any], world: Any, tmp_path: Path
+) -> None:
+    order = order_of(job(world, tmp_path, workers=2))
+    marker = str(tmp_path / "died")
+
+    # Defined in here, so that it travels to the workers by value.
+    def worker(payload: dict[str, Any]) -> dict[str, Any]:
+        def die_once(line: dict[str, Any]) -> None:
+            if line["step"] == STEP_OF_DEATH and not os.path.exists(marker):
+                with open(marker, "w"):
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        return work(payload["order"], told=payload["told"], display=die_once)
+
+    outcome = launch(worker, {"order": order}, plan=order.plan, run=order.run)
+    assert Path(marker).exists()
+    assert (outcome["status"], outcome["steps"], outcome["workers_seen"]) == ("completed", 12, 2)
+    events = [line for line in current_lines(order.run / "metrics.jsonl") if line["kind"] == "event"]
+    assert [(event["attempt"], event["event"]) for event in events] == [(1, "started"), (2, "resumed at step 4")]
+    undisturbed = Path(finished["path"])
+    assert final_weights(order.run) == final_weights(undisturbed)
+    assert numbers(order.run) == numbers(undisturbed)
+
+
+@pytest.mark.slow
+def test_an_error_with_a_sentence_is_not_tried_again(world: Any, cluster: None, tmp_path: Path) -> None:
+    order = order_of(job(world, tmp_path, workers=1))
+    tries = str(tmp_path / "tries")
+
+    def worker(payload: dict[str, Any]) -> dict[str, Any]:
+        with open(tries, "a") as file:
+            file.write(f"{payload['told']}\n")
+        raise RunError("the loss is not a number", kind="nonfinite", given=[["train", 3]], hint="Look at row 3.")
+
+    with pytest.raises(RunError, match="the loss is not a number") as caught:
+        launch(worker, {}, plan=order.plan, run=order.run)
+    assert (caught.value.kind, caught.value.given, caught.value.hint) == ("nonfinite", [["train", 3]], "Look at row 3.")
+    assert Path(tries).read_text() == "1\n"
+
+
+@pytest.mark.slow
+def test_workers_that_are_lost_too_often_end_the_run(world: Any, cluster: None, tmp_path: Path) -> None:
+    order = order_of(job(world, tmp_path, workers=1))
+    tries = str(tmp_path / "tries")
+
+    def worker(payload: dict[str, Any]) -> dict[str, Any]:
+        with open(tries, "a") as file:
+            file.write("x")
+        os.kill(os.getpid(), signal.SIGKILL)
+        return {}
+
+    with pytest.raises(RunError) as caught:
+        launch(worker, {}, plan=replace(order.plan, max_failures=1), run=order.run)
+    assert caught.value.kind == "node"
+    assert "max_failures" in caught.value.hint
+    assert Path(tries).read_text() == "xx"
+
+
+def test_more_workers_than_there_can_be_are_refused_without_waiting(world: Any, cluster: None, tmp_path: Path) -> None:
+    loaded = job(world, tmp_path / "runs", workers=RAY_CPUS + 1)
+    started = time.monotonic()
+    with pytest.raises(InputError, match=f"{RAY_CPUS + 1} workers need") as caught:
+        run(loaded)
+    assert time.monotonic() - started < 20
+    assert (caught.value.kind, caught.value.path) == ("too_few_resources", "compute.workers")
+    assert caught.value.allowed["workers"] == RAY_CPUS
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_connection_that_is_there_is_used(tiny: ModuleType, cluster: None) -> None:
+    assert connect(tiny.plan(workers=RAY_CPUS)) is False
+
+
+@pytest.mark.parametrize(
+    ("there", "changes", "most"),
+    [
+        ({"CPU": 3.0}, {}, None),
+        ({"CPU": 2.0}, {}, 2),
+        ({"CPU": 0.0}, {}, 0),
+        ({"CPU": 8.0}, {"gpus_per_worker": 1.0}, 0),
+        ({"CPU": 8.0, "GPU": 2.0}, {"gpus_per_worker": 1.0}, 2),
+        ({"CPU": 8.0, "GPU": 3.0}, {"gpus_per_worker": 1.0}, None),
+        ({"CPU": 8.0}, {"cpus_per_worker": 4.0}, 2),
+        ({"CPU": 1.0}, {"min_workers": 1}, None),
+    ],
+    ids=str,
+)
+def test_what_a_cluster_can_hold(
+    tiny: ModuleType, there: dict[str, float], changes: dict[str, Any], most: int | None
+) -> None:
+    plan = replace(tiny.plan(workers=3), **changes)
+    require: Callable[[], None] = lambda: require_resources(plan, there, "the cluster")  # noqa: E731
+    if most is None:
+        require()
+        return
+    with pytest.raises(InputError) as caught:
+        require()
+    assert caught.value.allowed["workers"] == most
+    assert ("workers: 0" if most == 0 else f"to {most} or fewer") in caught.value.hint
