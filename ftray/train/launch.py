@@ -164,12 +164,13 @@ def _cause(error: Exception) -> RunError:
     text = f"{error}\n{error.__cause__ or ''}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     last = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "unknown")
-    if "OutOfMemory" in text or "out of memory" in text or "OOM" in text:
+    # Not "OOM": Ray's sentence about any killed worker names the kernel's OOM killer among the possible causes.
+    if "OutOfMemory" in text or "out of memory" in text or "low on memory" in text:
         kind, hint = (
             "oom",
             "Lower train.micro_batch_size, turn on train.activation_checkpointing, or use a higher stage.",
         )
-    elif "ActorDied" in text or "NodeDied" in text or "WorkerHealthCheck" in text or "worker died" in text.lower():
+    elif any(word in text for word in ("ActorDied", "actor died", "actor is dead", "NodeDied", "WorkerHealthCheck")):
         kind, hint = "node", "Workers were lost more often than compute.max_failures allows; the same command resumes."
     elif "gloo" in text.lower() or "nccl" in text.lower():
         kind, hint = "communication", "The workers lost each other; the same command resumes."

@@ -1,4 +1,4 @@
-"""ftray and TRL train the same job in alternation, each run in a fresh process; prints ratios, fails on no number.
+"""ftray and TRL train the same job in alternation, each run in a fresh process. Prints ratios and judges none of them.
 
 FTRAY_SHARED=../shared python jobs/bench_train/bench.py                  everything, about 25 minutes
 FTRAY_SHARED=../shared python jobs/bench_train/bench.py --quick          the same path in a few steps
@@ -23,25 +23,25 @@ from typing import Any
 
 import psutil
 import yaml
+from held_out import grade_adapter, write_rows
+from profile_step import profile_step
+from sides import Run, Task, run_ftray, run_trl
+from tables import print_tables, render_readme, summarise
+
+from ftray.job import load_job
 
 HERE = Path(__file__).resolve().parent
-os.environ.setdefault("FTRAY_SHARED", str(HERE.parents[2] / "shared"))
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-from held_out import grade_adapter, write_rows  # noqa: E402
-from profile_step import profile_step  # noqa: E402
-from sides import Run, Task, run_ftray, run_trl  # noqa: E402
-from tables import print_tables, render_readme, summarise  # noqa: E402
-
-from ftray.job import load_job  # noqa: E402
-
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "ray", "deepspeed", "datasets")
 
 
 def main() -> None:
+    os.environ.setdefault("FTRAY_SHARED", str(HERE.parents[2] / "shared"))
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     asked = read_arguments()
+    output = asked.output or (None if asked.quick else HERE / "results.json")
     if asked.render_readme:
-        render_readme(json.loads(asked.output.read_text(encoding="utf-8")), HERE / "README.md")
+        assert output is not None, "a --quick run has no results to render"
+        render_readme(json.loads(output.read_text(encoding="utf-8")), HERE / "README.md")
         return
     settings = yaml.safe_load((HERE / "settings.yaml").read_text(encoding="utf-8"))
     if asked.quick:
@@ -64,7 +64,8 @@ def main() -> None:
         **parts,
     }
     results["summary"] = summarise(results)
-    asked.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if output is not None:
+        output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print_tables(results)
 
 
@@ -76,7 +77,7 @@ def read_arguments() -> Namespace:
         "--parts", nargs="+", default=PARTS, choices=PARTS, help="only these (comparison: needs choice)"
     )
     parser.add_argument("--keep", type=Path, help="keep runs and logs in this folder")
-    parser.add_argument("--output", type=Path, default=HERE / "results.json")
+    parser.add_argument("--output", type=Path, help="default: results.json beside this file; with --quick: none")
     parser.add_argument(
         "--render-readme", action="store_true", help="fill README.md from the output of an earlier call"
     )
@@ -122,7 +123,7 @@ class Bench:
         self.settings = settings
         self.folder = folder
         self.job_file = HERE / "job.yaml"
-        self.best_trl = next(iter(settings["trl"]["variants"]))
+        self.best_trl: str = settings["trl"]["assumed"]
 
     def choice(self) -> dict[str, Any]:
         """Run every variant of both sides for some steps, in turn, and take TRL's fastest."""

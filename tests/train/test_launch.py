@@ -18,10 +18,14 @@ from ftray.errors import InputError, RunError
 from ftray.finetune import check, finetune, write_records
 from ftray.job import LoadedJob, run_directory, run_id_of
 from ftray.tracking import current_lines
-from ftray.train.launch import connect, launch, require_resources
+from ftray.train.launch import connect, launch, require_place, require_resources
 from ftray.work import WorkOrder, work
 
-pytestmark = pytest.mark.ray
+pytestmark = [
+    pytest.mark.ray,
+    # Ray Train reads Ray Data's settings, whose own defaults warn.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
+]
 RAY_CPUS = 4
 """More than there may be: the workers of these tests are small."""
 ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
@@ -163,6 +167,7 @@ def test_workers_that_are_lost_too_often_end_the_run(world: Any, cluster: None, 
     def worker(payload: dict[str, Any]) -> dict[str, Any]:
         with open(tries, "a") as file:
             file.write("x")
+        time.sleep(1)  # Ray Train does not replace a worker that dies while the group still starts
         os.kill(os.getpid(), signal.SIGKILL)
         return {}
 
@@ -185,7 +190,8 @@ def test_more_workers_than_there_can_be_are_refused_without_waiting(world: Any, 
 
 
 def test_a_connection_that_is_there_is_used(tiny: ModuleType, cluster: None) -> None:
-    assert connect(tiny.plan(workers=RAY_CPUS)) is False
+    assert connect() is False
+    require_place(tiny.plan(workers=RAY_CPUS))
 
 
 @pytest.mark.parametrize(
