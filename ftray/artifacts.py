@@ -91,6 +91,13 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
         raise _storage_error(path, error) from error
 
 
+def end_torn_line(path: Path) -> None:
+    """End a last line that a crash cut off, so that the next one starts on its own."""
+    if path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n")
+
+
 def canonical_json_line(record: dict[str, Any]) -> str:
     """Return a record as one line, keys in the given order."""
     return json.dumps(jsonable(record), ensure_ascii=False) + "\n"

@@ -35,7 +35,7 @@ def _follow(metrics: Path, position: int, display: Callable[[dict[str, Any]], No
                 text = file.read()
             whole = text[: text.rfind(b"\n") + 1]
             position += len(whole)
-            for line in whole.splitlines():
+            for line in filter(None, whole.splitlines()):
                 display(json.loads(line))
         if last:
             return

@@ -92,3 +92,11 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_starts(name:
     assert caught.value.kind == "missing_package"
     assert f"ftray[{name}]" in caught.value.hint
     assert name not in caught.value.allowed
+
+
+def test_what_follows_a_torn_line_is_kept(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"attempt": 1, "step": 1, "kind": "step"}\n{"attempt": 1, "st')
+    tracker = Tracker(metrics, attempt=2, mirrors=[], also=lambda line: None)
+    tracker.report({"step": 1, "epoch": 0.1, "kind": "event", "event": "resumed"})
+    assert [line["attempt"] for line in read_lines(metrics)] == [1, 2]

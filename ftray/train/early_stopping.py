@@ -14,7 +14,6 @@ from typing import Literal
 
 from ftray.train.config import EarlyStopping
 
-
 PLATEAU = 3
 """So many times the patience without any improvement are a plateau."""
 

@@ -118,7 +118,7 @@ def launch(worker: Worker, payload: dict[str, Any], *, plan: Plan, run: Path) ->
         ),
     )
     try:
-        outcome = trainer.fit().return_value
+        outcome = _fit(trainer, retries=plan.max_failures)
     except SystemExit as error:
         # Ray Train takes Ctrl-C for itself and ends the process with exit code 0, as if the run had been finished.
         raise KeyboardInterrupt from error
@@ -131,6 +131,22 @@ def launch(worker: Worker, payload: dict[str, Any], *, plan: Plan, run: Path) ->
         raise outcome
     assert isinstance(outcome, dict), "rank 0 returns a dict"
     return outcome
+
+
+def _fit(trainer: Any, *, retries: int) -> Any:
+    """Return what rank 0 returned.
+
+    Ray Train replaces workers that die while they work; one that dies while its group starts ends Ray's controller,
+    and is retried here.
+    """
+    train: Any = ray.train
+    while True:
+        try:
+            return trainer.fit().return_value
+        except train.ControllerError as error:
+            if retries == 0 or _cause(error).kind != "node":
+                raise
+            retries -= 1
 
 
 def _resources(plan: Plan) -> dict[str, float]:

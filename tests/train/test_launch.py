@@ -178,6 +178,22 @@ def test_workers_that_are_lost_too_often_end_the_run(world: Any, cluster: None, 
     assert Path(tries).read_text() == "x"
 
 
+@pytest.mark.slow
+def test_a_worker_that_dies_while_its_group_starts_is_replaced(world: Any, cluster: None, tmp_path: Path) -> None:
+    order = order_of(job(world, tmp_path, workers=1))
+    tries = str(tmp_path / "tries")
+
+    def worker(payload: dict[str, Any]) -> dict[str, Any]:
+        with open(tries, "a") as file:
+            file.write("x")
+        if Path(tries).read_text() == "x":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"done": True}
+
+    assert launch(worker, {}, plan=replace(order.plan, max_failures=1), run=order.run) == {"done": True}
+    assert Path(tries).read_text() == "xx"
+
+
 def test_more_workers_than_there_can_be_are_refused_without_waiting(world: Any, cluster: None, tmp_path: Path) -> None:
     loaded = job(world, tmp_path / "runs", workers=RAY_CPUS + 1)
     started = time.monotonic()
