@@ -175,7 +175,7 @@ def job_text(guess: Guess, *, model: str, test: Path | None, folder: Path) -> st
     tested = f"test: {_flow(source.model_copy(update={'path': held_out}))}"
     test_line = f"  # {tested}" if test is None else f"  {tested}"
     set_here = {
-        "name": _slug(Path(source.path).stem),
+        "name": _scalar(_slug(Path(source.path).stem)),
         "model": _scalar(_path(model, folder) if Path(model).is_dir() else model),
         "method.kind": "lora",
         "train.learning_rate": "1e-4",

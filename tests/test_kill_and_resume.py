@@ -176,8 +176,9 @@ def test_ray_workers_and_drivers_may_be_killed_at_any_moment(tmp_path: Path, wor
     process = run.start()
     for kill in range(RAY_WORKER_KILLS):
         assert wait_for_moment(run, process, rng, step=20 + 5 * kill) is not None
-        workers = ray_workers(process.pid)
-        rng.choice(workers).kill()
+        # The workers of the last kill may still be starting.
+        assert wait_until(lambda: len(ray_workers(process.pid)) > 0, process, pause=0.05)
+        rng.choice(ray_workers(process.pid)).kill()
     output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, (run.folder / "stderr.txt").read_text()[-3000:]
     result = json.loads(output)

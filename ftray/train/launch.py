@@ -157,7 +157,7 @@ def _resources(plan: Plan) -> dict[str, float]:
 
 
 def _worker_environment(plan: Plan) -> dict[str, str]:
-    environment = {"TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "PASSIVE", **MALLOC_ENVIRONMENT}
+    environment = {"TOKENIZERS_PARALLELISM": "false", "GOMP_SPINCOUNT": "10000", **MALLOC_ENVIRONMENT}
     if not plan.gpus_per_worker:
         environment["DS_ACCELERATOR"] = "cpu"
     passed = ("HF_HUB_OFFLINE", "HF_HOME", "FTRAY_SHARED", "CXX", "PATH", "PYTHONPATH")
