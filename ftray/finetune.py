@@ -50,6 +50,8 @@ def finetune(loaded: LoadedJob, *, display: Display, on_plan: Callable[[Prepared
     run = run_directory(loaded, run_id)
     earlier = finished_result(run, loaded)
     if earlier is not None:
+        if not run.report.exists():
+            write_report(run)
         return {**earlier, "reused": True}
     prepared = check(loaded, run_id=run_id, run=run)
     require_audit(prepared.datasets.audit)
@@ -184,6 +186,11 @@ def train_and_evaluate(loaded: LoadedJob, prepared: Prepared, display: Display) 
         ) from error
     except RunError as error:
         outcome = failed_outcome("failed", error)
+    except InputError as error:
+        # Something was started by now: that is a failed run, not a refused job.
+        outcome = failed_outcome("failed", RunError(error.message, kind="data", given=error.given, hint=error.hint))
+    except OSError as error:
+        outcome = failed_outcome("failed", RunError(f"the run could not go on: {error}", kind="unknown"))
     return result_record(loaded, prepared, outcome, started_at, started)
 
 

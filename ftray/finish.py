@@ -54,7 +54,11 @@ def choose(training: Training, engine: Engine, validation: Validation, folder: P
     """
     points = {point.step: point for point in training.progress.evaluations}
     candidates, existing = [], {}
-    for checkpoint in find_checkpoints(folder, run_id=run_id):
+    found = find_checkpoints(folder, run_id=run_id)
+    # Rank 0 looks, so that all ranks choose among the same ones; a damaged checkpoint must not be exported.
+    whole = [one.step for one in found if one.is_whole()] if engine.group.rank == 0 else []
+    whole = engine.group.gather(whole)[0]
+    for checkpoint in (one for one in found if one.step in whole):
         existing[checkpoint.step] = checkpoint
         point = points.get(checkpoint.step)
         if point is not None and point.value is not None:

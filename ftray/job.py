@@ -17,6 +17,7 @@ from pydantic import Field
 from ftray.artifacts import RunDirectory, digest_of
 from ftray.config import Config
 from ftray.data.config import DataConfig, Source
+from ftray.errors import InputError
 from ftray.evaluate.config import EvaluateConfig
 from ftray.jobfile import apply_sets, expand_path, read_yaml, resolve_path, validate
 from ftray.model.config import MethodConfig
@@ -152,6 +153,15 @@ def resolve(job: Job, base: Path, storage: str | None) -> Job:
     """Return the job with nothing implicit left: learning rate, ZeRO stage, storage."""
     learning_rate = job.train.learning_rate or DEFAULT_LEARNING_RATE[job.method.kind]
     place = storage or os.environ.get("FTRAY_STORAGE") or job.storage
+    if "://" in place:
+        raise InputError(
+            f"storage {place!r} is a URI, which this version cannot write to",
+            kind="bad_value",
+            given=place,
+            allowed="a folder",
+            hint="Use a folder that all workers share, and copy the finished run from there.",
+            path="storage",
+        )
     resolved = {
         "train": job.train.model_copy(update={"learning_rate": learning_rate}),
         "storage": str((base if place == job.storage and not storage else Path.cwd()) / Path(place).expanduser()),
@@ -176,8 +186,9 @@ def identity(loaded: LoadedJob) -> dict[str, Any]:
         elif isinstance(value, list):
             for record, source in zip(data[name], value, strict=True):
                 record["path"] = source_digest(source, loaded.base)
-    if job.data.template.endswith((".jinja", ".j2")):
-        data["template"] = digest_of(Path(job.data.template).read_text(encoding="utf-8"))
+    template = Path(job.data.template)
+    if template.suffix in (".jinja", ".j2") and template.is_file():
+        data["template"] = digest_of(template.read_text(encoding="utf-8"))
     recipe = {key: value for key, value in job.train.model_dump(mode="json").items() if key not in CADENCE}
     what: dict[str, Any] = {
         "model": identify(job.model).digest,

@@ -23,7 +23,7 @@ from torch import nn
 
 from ftray.artifacts import RunDirectory, digest_of, read_json, write_json
 from ftray.data.prepare import Datasets, prepare
-from ftray.errors import RunError
+from ftray.errors import InputError, RunError
 from ftray.evaluate.config import LOWER_IS_BETTER
 from ftray.evaluate.tasks import Task, build_task
 from ftray.finish import (
@@ -66,6 +66,7 @@ class WorkOrder:
 def prepare_data(loaded: LoadedJob) -> tuple[Datasets, Any]:
     """Return the job's rows, and its tokenizer."""
     job = loaded.job
+    require_probe_names([probe.name for probe in job.evaluate.general])
     if str(loaded.base) not in sys.path:
         # A metric of the user's own (module:function) lies beside the job file.
         sys.path.append(str(loaded.base))
@@ -83,6 +84,22 @@ def prepare_data(loaded: LoadedJob) -> tuple[Datasets, Any]:
         accepted={one.check: one.reason for one in job.audit.accept},
     )
     return datasets, tokenizer
+
+
+def require_probe_names(names: list[str]) -> None:
+    """Raise InputError for probes that would hide each other or another dataset in the records."""
+    taken = {"train", "validation", "test", "task"}
+    for name in names:
+        if name in taken:
+            raise InputError(
+                f"the probe name {name!r} is taken",
+                kind="bad_name",
+                given=names,
+                allowed="names that differ from each other and from train, validation, test and task",
+                hint="Rename the probe in evaluate.general.",
+                path="evaluate.general",
+            )
+        taken.add(name)
 
 
 def build_tasks(job: Job, datasets: Datasets) -> tuple[Task, FinalTasks]:

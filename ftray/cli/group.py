@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
+from ftray.artifacts import jsonable
 from ftray.cli.complaint import complain
 from ftray.cli.outcome import Outcome
 from ftray.cli.streams import chatter_on_stderr
@@ -101,7 +102,7 @@ def _bug(problem: Exception) -> InternalError:
 
 
 def _print_document(document: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+    sys.stdout.write(json.dumps(jsonable(document), indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
     sys.stdout.flush()
 
 

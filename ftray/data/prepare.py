@@ -5,7 +5,7 @@ The process that checks a job and every worker that trains it run this and get t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,9 +64,10 @@ def prepare(
     test = None if data.test is None else reading.rows(data.test, "test")
     general = {name: reading.rows(source, name) for name, source in probes.items()}
     validation = None if isinstance(data.validation, float) else reading.rows(data.validation, "validation")
-    held_out = [*(test or []), *(validation or []), *(example for rows in general.values() for example in rows)]
+    # Not against the probes: they belong to `evaluate`, which must not change what a run is trained on.
+    held_out = [*(test or []), *(validation or [])]
     train, num_dropped = _read_train(data, held_out, reading)
-    needs_template = any(example.text is None for example in [*train, *held_out])
+    needs_template = any(example.text is None for example in _all(train, held_out, general))
     tokenization = Tokenization(
         tokenizer,
         template=load_template(data.template, tokenizer, base=base) if needs_template else None,
@@ -123,6 +124,13 @@ def _require_effect(data: DataConfig, probes: Mapping[str, Source]) -> None:
         raise _no_effect("data.split.column", "data.split.by is content")
     if not isinstance(data.validation, float) and data.split != SplitConfig():
         raise _no_effect("data.split", "data.validation is a source of its own, nothing is split")
+
+
+def _all(train: list[Example], held_out: list[Example], general: Mapping[str, list[Example]]) -> Iterator[Example]:
+    yield from train
+    yield from held_out
+    for rows in general.values():
+        yield from rows
 
 
 def _no_effect(path: str, why: str) -> InputError:

@@ -29,6 +29,7 @@ def quickstart(storage: Path, *, say: Say, display: Display, on_plan: Callable[[
     Raises RunError when one of the claims does not hold.
     """
     started = time.perf_counter()
+    storage = storage.resolve()  # the job file lies elsewhere: relative paths would be read from there
     folder = storage / "quickstart"
     base = folder / "base"
     if not (base / "model.safetensors").exists():

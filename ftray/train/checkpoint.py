@@ -7,6 +7,7 @@ one an ordinary transformers folder (plus the optimizer). Only safetensors and J
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -85,12 +86,14 @@ def find_checkpoints(folder: Path, *, run_id: str) -> list[Checkpoint]:
     for path in sorted(folder.glob("step-*")):
         if not (path / MANIFEST).is_file():
             continue
-        manifest = read_json(path / MANIFEST)
-        if manifest.get("run_id") != run_id:
+        manifest = _read_manifest(path / MANIFEST)
+        if manifest is None:
+            continue
+        if manifest["run_id"] != run_id:
             raise InputError(
-                f"{path} belongs to another job (run {str(manifest.get('run_id'))[:12]}, this is {run_id[:12]})",
+                f"{path} belongs to another job (run {str(manifest['run_id'])[:12]}, this is {run_id[:12]})",
                 kind="foreign_checkpoint",
-                given=manifest.get("run_id"),
+                given=manifest["run_id"],
                 allowed=run_id,
                 hint="Move that folder away, or choose another --storage.",
                 file=str(path / MANIFEST),
@@ -98,6 +101,18 @@ def find_checkpoints(folder: Path, *, run_id: str) -> list[Checkpoint]:
         if manifest.get("complete") is True:
             found.append(Checkpoint(path, manifest))
     return found
+
+
+def _read_manifest(path: Path) -> dict[str, Any] | None:
+    """Return a manifest, or None for one that is damaged: such a checkpoint does not exist."""
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    wanted = {"run_id": str, "step": int, "files": dict, "complete": bool}
+    if not isinstance(manifest, dict) or not all(isinstance(manifest.get(key), kind) for key, kind in wanted.items()):
+        return None
+    return manifest
 
 
 def newest_whole(folder: Path, *, run_id: str) -> tuple[Checkpoint | None, list[str]]:
