@@ -31,7 +31,7 @@ from ftray.model.forward import label_logits
 from ftray.model.lora import base_only
 from ftray.selection import Candidate, Selection, select
 from ftray.train.checkpoint import Checkpoint, find_checkpoints, is_adapter, load_weights
-from ftray.train.engine import Engine, trainable
+from ftray.train.engine import Engine
 from ftray.train.loop import Validation, score
 from ftray.train.state import Training
 
@@ -233,11 +233,6 @@ Verdict: **{verdict["decision"]}** on the {evaluation["split"]} split ({task["n"
 def _number(estimate: dict[str, Any]) -> str:
     value = estimate["value"]
     return "-" if value is None else f"{value:.4g}"
-
-
-def trained_parameters(engine: Engine) -> int:
-    """Return the number of trained parameters, also where they are sharded."""
-    return sum(int(getattr(p, "ds_numel", p.numel())) for p in trainable(engine.model).values())
 
 
 def reset_memory_peak() -> None:

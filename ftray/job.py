@@ -1,4 +1,4 @@
-"""The whole job, and the whole service as one function: `finetune`.
+"""The whole job: its schema, its loading, its identity.
 
 A job is declared in YAML, loaded once with nothing left implicit, and identified by a digest of what changes its
 weights, so that the same job submitted twice is one run that resumes.

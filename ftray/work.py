@@ -1,7 +1,7 @@
 """What one worker does, alone or as a rank of many: data, model, engine, loop, choice, evaluation, files.
 
-`job.finetune` runs it in this process (workers: 0) or through Ray Train; a replaced worker runs it again and goes on
-from the newest whole checkpoint.
+`finetune.finetune` runs it in this process (workers: 0) or through Ray Train; a replaced worker runs it again and goes
+on from the newest whole checkpoint.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ftray.artifacts import RunDirectory, digest_of, read_json, write_json
+from ftray.artifacts import RunDirectory, digest_of, write_json
 from ftray.data.prepare import Datasets, prepare
 from ftray.errors import InputError, RunError
 from ftray.evaluate.config import LOWER_IS_BETTER
@@ -355,8 +355,3 @@ def run_ray_worker(payload: dict[str, Any]) -> dict[str, Any]:
     """Entry of a Ray Train worker."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return work(payload["order"], told=payload["told"], display=lambda line: None)
-
-
-def earlier_result(run: RunDirectory) -> dict[str, Any] | None:
-    """Return the result of an earlier submission, or None."""
-    return read_json(run.result) if run.result.exists() else None
