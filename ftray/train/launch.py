@@ -18,12 +18,14 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from ftray.errors import FtrayError, InputError, RunError
+from ftray.artifacts import read_json, write_json
+from ftray.errors import FAILURE_KINDS, FtrayError, InputError, RunError
 from ftray.train.memory import MALLOC_ENVIRONMENT
 from ftray.train.plan import Plan
 
 OBJECT_STORE_BYTES = 300 * 2**20
 """Embedded Ray's object store: records and results pass through it, never weights or data."""
+ERROR_NOTE = ".worker-error.json"
 Worker = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -99,11 +101,13 @@ def launch(worker: Worker, payload: dict[str, Any], *, plan: Plan, run: Path) ->
     """
     started_here = connect()
     require_resources(plan, ray.cluster_resources(), "the Ray cluster")
+    note = run / ERROR_NOTE
+    note.unlink(missing_ok=True)
     # The stubs that ray.train exports are those of its first version; at run time these are the second's.
     train: Any = ray.train
     trainer: Any = cast("Any", TorchTrainer)(
         _run_worker,
-        train_loop_config={"worker": worker, "payload": payload},
+        train_loop_config={"worker": worker, "payload": payload, "note": str(note)},
         torch_config=TorchConfig(backend="nccl" if plan.gpus_per_worker else "gloo"),
         scaling_config=train.ScalingConfig(
             num_workers=plan.workers if plan.min_workers == plan.workers else (plan.min_workers, plan.workers),
@@ -123,7 +127,7 @@ def launch(worker: Worker, payload: dict[str, Any], *, plan: Plan, run: Path) ->
         # Ray Train takes Ctrl-C for itself and ends the process with exit code 0, as if the run had been finished.
         raise KeyboardInterrupt from error
     except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
-        raise _cause(error) from error
+        raise (_noted(note) if note.exists() else _cause(error)) from error
     finally:
         if started_here:
             ray.shutdown()
@@ -165,14 +169,31 @@ def _worker_environment(plan: Plan) -> dict[str, str]:
 
 
 def _run_worker(config: dict[str, Any]) -> dict[str, Any] | FtrayError | None:
-    """Run on each worker. An FtrayError would be retried if raised, and would fail the same way: it is returned."""
+    """Run on each worker. An FtrayError would fail the same way again: it ends the run, on every worker.
+
+    One that a single worker meets is noted in the run folder and raised, so that Ray ends the peers that wait for this
+    one; the next attempt finds the note and returns it at once.
+    """
     context = ray.train.get_context()
+    note = Path(config["note"])
+    if note.exists():
+        return _noted(note)
     payload = {**config["payload"], "told": context.get_world_size()}
     try:
         outcome = config["worker"](payload)
     except FtrayError as error:
-        return error
+        if context.get_world_size() == 1:
+            return error
+        write_json(note, error.to_record())
+        raise
     return outcome if context.get_world_rank() == 0 else None
+
+
+def _noted(note: Path) -> RunError:
+    """Return the error a worker noted."""
+    record = read_json(note)
+    kind = record["kind"] if record["kind"] in FAILURE_KINDS else "data"
+    return RunError(record["message"], kind=kind, given=record["given"], hint=record["hint"])
 
 
 def _cause(error: Exception) -> RunError:
