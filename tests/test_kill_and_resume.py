@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -63,14 +65,20 @@ class Run:
     def root(self) -> Path | None:
         return next(iter((self.folder / "runs").glob("killed-*")), None)
 
-    def last_step(self) -> int:
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl that are whole: the last one may be in the making."""
         if self.root is None or not (self.root / "metrics.jsonl").exists():
-            return -1
-        steps = [0]
-        for line in (self.root / "metrics.jsonl").read_text().splitlines():
-            if '"kind": "step"' in line and line.endswith("}"):
-                steps.append(json.loads(line)["step"])
-        return max(steps)
+            return []
+        whole = (self.root / "metrics.jsonl").read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in whole if line.endswith("}\n")]
+
+    def attempts(self) -> int:
+        return max((int(line["attempt"]) for line in self.lines()), default=0)
+
+    def last_step(self, *, after: int = 0) -> int:
+        """Return the last step logged by an attempt later than `after`; -1 where there is none."""
+        steps = (line["step"] for line in self.lines() if line["kind"] == "step" and line["attempt"] > after)
+        return max(steps, default=-1)
 
     def is_writing(self) -> bool:
         """Return whether a checkpoint folder stands there without its manifest."""
@@ -108,9 +116,15 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], 
     return False
 
 
-def wait_for_moment(run: Run, process: subprocess.Popen[bytes], rng: random.Random, step: int) -> str | None:
-    """Wait for a random moment after `step`: inside a checkpoint's writing every other time. None: the run ended."""
-    if not wait_until(lambda: run.last_step() >= step, process, pause=0.01):
+def wait_for_moment(
+    run: Run, process: subprocess.Popen[bytes], rng: random.Random, *, step: int, after: int
+) -> str | None:
+    """Wait for a random moment at or after `step` of an attempt later than `after`; None: the run ended.
+
+    Every other time the moment is inside a checkpoint's writing. Where earlier attempts got further than `step`, the
+    moment is soon after the new attempt's first step.
+    """
+    if not wait_until(lambda: run.last_step(after=after) >= step, process, pause=0.01):
         return None
     if rng.random() < 0.5:
         return "writing" if wait_until(run.is_writing, process, pause=0.0) else None
@@ -118,10 +132,16 @@ def wait_for_moment(run: Run, process: subprocess.Popen[bytes], rng: random.Rand
     return "anywhere"
 
 
-def kill_driver(run: Run, rng: random.Random, step: int) -> str | None:
+def kill_driver(run: Run, rng: random.Random, step: int, *, tree: bool = True) -> str | None:
+    """Start the run and kill it at a random moment: with all it has started, as a lost machine, or the driver alone."""
+    attempts = run.attempts()
     process = run.start()
-    moment = wait_for_moment(run, process, rng, step)
+    moment = wait_for_moment(run, process, rng, step=step, after=attempts)
+    victims = psutil.Process(process.pid).children(recursive=True) if tree and process.poll() is None else []
     process.send_signal(signal.SIGKILL)
+    for victim in victims:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.kill()
     process.communicate()
     return moment
 
@@ -152,38 +172,56 @@ def test_a_run_killed_again_and_again_ends_with_the_weights_of_an_undisturbed_on
     undisturbed = Run(tmp_path / "undisturbed", world, workers=0)
     undisturbed.finish()
     run = Run(tmp_path / "killed", world, workers=0)
-    moments = []
+    moments: list[str | None] = []
     for kill in range(IN_PROCESS_KILLS):
         moments.append(kill_driver(run, rng, step=round((kill + 0.5) * STEPS / (IN_PROCESS_KILLS + 1))))
     result = run.finish()
+    assert None not in moments
     assert moments.count("writing") >= 2
     assert moments.count("anywhere") >= 2
-    # A kill before training began leaves no attempt behind.
-    assert IN_PROCESS_KILLS // 2 < result["attempts"] <= 1 + IN_PROCESS_KILLS
+    assert result["attempts"] == IN_PROCESS_KILLS + 1
+    assert run.final_weights() == undisturbed.final_weights()
+    assert run.history() == undisturbed.history()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Run:
+    run = Run(tmp_path_factory.mktemp("ray") / "undisturbed", world, workers=2)
+    run.finish()
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_workers_that_outlive_their_driver_do_no_harm(tmp_path: Path, world: Path, undisturbed: Run) -> None:
+    run = Run(tmp_path / "orphaned", world, workers=2)
+    assert kill_driver(run, random.Random(22), step=3, tree=False) is not None
+    result = run.finish()
+    assert result["attempts"] == 2
     assert run.final_weights() == undisturbed.final_weights()
     assert run.history() == undisturbed.history()
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_ray_workers_and_drivers_may_be_killed_at_any_moment(tmp_path: Path, world: Path) -> None:
+def test_ray_workers_and_drivers_may_be_killed_at_any_moment(tmp_path: Path, world: Path, undisturbed: Run) -> None:
     rng = random.Random(21)
-    undisturbed = Run(tmp_path / "undisturbed", world, workers=2)
-    undisturbed.finish()
     run = Run(tmp_path / "killed", world, workers=2)
     for kill in range(RAY_DRIVER_KILLS):
         assert kill_driver(run, rng, step=3 + 6 * kill) is not None
+    attempts = run.attempts()
     process = run.start()
     for kill in range(RAY_WORKER_KILLS):
-        assert wait_for_moment(run, process, rng, step=20 + 5 * kill) is not None
-        # The workers of the last kill may still be starting.
-        assert wait_until(lambda: len(ray_workers(process.pid)) > 0, process, pause=0.05)
-        rng.choice(ray_workers(process.pid)).kill()
+        # Each kill meets the group that replaced the last one, once it trains.
+        assert wait_for_moment(run, process, rng, step=20 + 5 * kill, after=attempts + kill) is not None
+        workers = ray_workers(process.pid)
+        assert len(workers) == 2
+        rng.choice(workers).kill()
     output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, (run.folder / "stderr.txt").read_text()[-3000:]
     result = json.loads(output)
     assert result["workers"] == 2
-    assert result["attempts"] >= 1 + RAY_DRIVER_KILLS + 1
+    assert result["attempts"] == RAY_DRIVER_KILLS + RAY_WORKER_KILLS + 1
     assert read_json(Path(result["path"]) / "result.json")["status"] == "completed"
     assert run.final_weights() == undisturbed.final_weights()
     assert run.history() == undisturbed.history()
