@@ -8,18 +8,24 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ftray.errors import InputError, RunError
 
 
 def now() -> str:
     """Return the time in UTC as ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return timestamp(datetime.now(UTC))
+
+
+def timestamp(time: datetime) -> str:
+    """Return a time in UTC as the records spell it: ISO 8601 with milliseconds and a Z."""
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def jsonable(value: Any) -> Any:
@@ -47,6 +53,12 @@ def digest_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, streamed."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_files(paths: Iterable[Path]) -> str:
+    """Return the SHA-256 of the sorted lines "<sha256>  <file name>" of these files: what a model or adapter is."""
+    lines = sorted(f"{digest_file(path)}  {path.name}\n" for path in paths)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -179,30 +191,79 @@ class RunDirectory:
     def report(self) -> Path:
         return self.root / "report.html"
 
+    @property
+    def driver_lock(self) -> Path:
+        """Held by the process that runs the command."""
+        return self.root / ".driver.lock"
+
+    @property
+    def worker_lock(self) -> Path:
+        """Held by the worker of rank 0, which may outlive a killed driver for a moment."""
+        return self.root / ".worker.lock"
+
     def create(self) -> None:
         """Make the folder, or say why it cannot be made; nothing is started in a folder that cannot be written."""
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            probe = self.root / f".write-test-{os.getpid()}"
-            probe.write_bytes(b"x" * 4096)
-            probe.unlink()
-        except OSError as error:
-            raise InputError(
-                f"the run folder {self.root} cannot be written: {error.strerror}",
-                kind="storage",
-                given=str(self.root),
-                allowed="a folder on a disk with free space where this user may write",
-                hint="Choose another place with --storage DIR, the job's `storage`, or FTRAY_STORAGE.",
-            ) from error
+        hint = "Choose another place with --storage DIR, the job's `storage`, or FTRAY_STORAGE."
+        require_writable(self.root, hint=hint)
+        self.checkpoints.mkdir(exist_ok=True)
+
+
+def require_writable(folder: Path, *, hint: str) -> None:
+    """Make the folder where there is none. Raises InputError `storage` when no file can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x" * 4096)
+            file.flush()
+    except OSError as error:
+        raise InputError(
+            f"the folder {folder} cannot be written: {error.strerror}",
+            kind="storage",
+            given=str(folder),
+            allowed="a folder on a disk with free space where this user may write",
+            hint=hint,
+        ) from error
+
+
+def storage_place(given: str) -> Path:
+    """Return a storage folder as a path. Raises InputError for a URI."""
+    if "://" in given:
+        raise InputError(
+            f"storage {given!r} is a URI, which this version cannot write to",
+            kind="bad_value",
+            given=given,
+            allowed="a folder",
+            hint="Use a folder that all workers share, and copy the finished run from there.",
+            path="storage",
+        )
+    return Path(given).expanduser()
+
+
+def try_lock(file: IO[str], *, shared: bool = False) -> bool:
+    """Lock an open file for as long as it is open, or return False: another process holds it.
+
+    The kernel frees a lock when its process ends, however it ends.
+    """
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_held(lock: Path) -> bool:
+    """Return whether a process holds the lock."""
+    if not lock.exists():
+        return False
+    with lock.open(encoding="utf-8") as file:
+        return not try_lock(file, shared=True)
 
 
 @contextlib.contextmanager
 def run_lock(path: Path) -> Iterator[None]:
-    """Hold the run for this process; the kernel lets go when the process ends, however it ends."""
+    """Hold the run for this process."""
     with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not try_lock(file):
             file.seek(0)
             holder = file.read().strip()
             raise InputError(
@@ -210,7 +271,7 @@ def run_lock(path: Path) -> Iterator[None]:
                 kind="run_locked",
                 given=str(path.parent),
                 hint="Wait for it, or end that process; then run the same command again: it resumes.",
-            ) from error
+            )
         file.seek(0)
         file.truncate()
         file.write(f"process {os.getpid()} since {now()}")

@@ -30,8 +30,6 @@ LOGIT_BYTES = 12
 """For each logit: itself, its log-probability and its gradient, in fp32."""
 PROCESS_BYTES = 600_000_000
 """A worker process before it holds a weight: Python, torch, transformers, PEFT; on a GPU, CUDA's context."""
-ZERO_BUCKET = 500_000_000
-"""DeepSpeed's default `reduce_bucket_size`, in numbers."""
 ZERO3_LIVE = 1_000_000_000
 """DeepSpeed's default `stage3_max_live_parameters`: so many weights stay gathered on every worker."""
 
@@ -196,7 +194,7 @@ def _bucket_bytes(shape: ModelShape, plan: Plan, stage: int) -> int:
     if stage == 0:
         return 0
     zero = deepspeed_config(plan)["zero_optimization"]
-    bucket = int(zero.get("reduce_bucket_size", ZERO_BUCKET))
+    bucket = int(zero["reduce_bucket_size"])
     if not plan.gpus_per_worker:
         # Pages of an ordinary allocation that are never written take no memory.
         bucket = min(bucket, shape.trained)

@@ -59,7 +59,7 @@ def finetune(loaded: LoadedJob, *, display: Display, on_plan: Callable[[Prepared
     # A folder that holds another job's checkpoints is refused before anything is written into it.
     find_checkpoints(run.checkpoints, run_id=run_id)
     run.create()
-    with run_lock(run.root / ".driver.lock"):
+    with run_lock(run.driver_lock):
         write_records(loaded, prepared)
         on_plan(prepared)
         result = train_and_evaluate(loaded, prepared, display)
@@ -84,7 +84,7 @@ def check(loaded: LoadedJob, *, run_id: str, run: RunDirectory) -> Prepared:
 
     # Before any data is read: a wrong target module must not wait for the workers to be found.
     shape = measure_shape(loaded.job.model, loaded.job.method)
-    datasets, _ = prepare_data(loaded)
+    datasets = prepare_data(loaded)
     build_tasks(loaded.job, datasets)
     lengths = [len(example.tokens) for example in datasets.train]
     counts = DataCounts(
@@ -200,7 +200,7 @@ def run_workers(loaded: LoadedJob, prepared: Prepared, display: Display) -> dict
 
     order = WorkOrder(loaded=loaded, plan=prepared.plan, run=prepared.run.root, run_id=prepared.run_id)
     if prepared.plan.engine == "torch":
-        return work(order, told=1, display=display)
+        return work(order, told=1, display=display, datasets=prepared.datasets)
     from ftray.train.launch import launch
 
     with following(prepared.run.metrics, display):

@@ -13,22 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ftray import __version__
-from ftray.artifacts import RunDirectory, canonical_json_line, digest_file, write_json, write_text
+from ftray.artifacts import RunDirectory, canonical_json_line, digest_files, write_json, write_text
 from ftray.data.collate import Layout, collate
 from ftray.data.tokenization import TokenizedExample
 from ftray.errors import RunError
 from ftray.evaluate.compare import compare, predictions_lines
 from ftray.evaluate.config import EvaluateConfig
 from ftray.evaluate.mode import evaluating
-from ftray.evaluate.predict import RowPrediction, predict_task
+from ftray.evaluate.predict import Answers, predict_tasks
 from ftray.evaluate.record import evaluation_record
 from ftray.evaluate.tasks import Task
+from ftray.job import Job
 from ftray.model.base import identify, load_model
 from ftray.model.forward import label_logits
 from ftray.model.lora import base_only
+from ftray.model_card import model_card
 from ftray.selection import Candidate, Selection, select
 from ftray.train.checkpoint import Checkpoint, find_checkpoints, is_adapter, load_weights
 from ftray.train.engine import Engine
@@ -47,8 +46,52 @@ class FinalTasks:
     split: str  # test | validation
 
 
-def choose(training: Training, engine: Engine, validation: Validation, folder: Path, *, run_id: str) -> Selection:
-    """Select the checkpoint by held-out value among those that exist, and put its weights into the engine.
+def conclude(
+    job: Job,
+    run: RunDirectory,
+    training: Training,
+    engine: Engine,
+    validation: Validation,
+    final: FinalTasks,
+    *,
+    run_id: str,
+) -> dict[str, Any]:
+    """Choose, compare, export (collective). Returns the parts of result.json that come of it."""
+    if training.progress.step == 0:
+        raise RunError("no step was trained", kind="nothing_learned", hint="Check train.epochs and train.max_steps.")
+    selection, chosen = choose(training, engine, validation, run.checkpoints, run_id=run_id)
+    difference = require_difference(engine, training.examples, validation.layout, model=job.model)
+    base, tuned = evaluate_both(engine, final, validation, model=job.model)
+    outcome: dict[str, Any] = {}
+    if engine.group.rank == 0:
+        record = selection.to_record(metric=job.evaluate.task.metric)
+        write_json(run.selection, record)
+        staged = stage(chosen, run, tokenizer=validation.tokenizer, full=job.method.kind == "full")
+        digest = digest_folder(staged)
+        evaluation = write_evaluation(
+            run,
+            final,
+            base,
+            tuned,
+            config=job.evaluate,
+            run_id=run_id,
+            model=job.model,
+            tuned_step=selection.step,
+            tuned_digest=digest,
+        )
+        method = job.method.model_dump()
+        card = model_card(name=job.name, model=job.model, method=method, evaluation=evaluation, run_id=run_id)
+        publish(staged, run, card=card)
+        outcome = summarise(run, evaluation, selection=record, digest=digest)
+        outcome["max_abs_difference_from_base"] = difference
+    gathered: dict[str, Any] = engine.group.gather(outcome)[0]
+    return gathered
+
+
+def choose(
+    training: Training, engine: Engine, validation: Validation, folder: Path, *, run_id: str
+) -> tuple[Selection, Checkpoint]:
+    """Select a checkpoint by held-out value among those that exist, and put its weights into the engine.
 
     Checkpoints without a value under the job's metric (its `evaluate` has changed since) are scored again.
     """
@@ -68,33 +111,28 @@ def choose(training: Training, engine: Engine, validation: Validation, folder: P
         value, loss = score(engine, validation)
         candidates.append(Candidate(step=checkpoint.step, value=value, loss=loss))
     selection = select(candidates, higher_is_better=training.higher_is_better)
-    load_weights(existing[selection.step], engine)
-    return selection
+    chosen = existing[selection.step]
+    load_weights(chosen, engine)
+    return selection, chosen
 
 
-def evaluate_both(
-    engine: Engine, final: FinalTasks, validation: Validation, *, model: str
-) -> tuple[dict[str, list[RowPrediction]], dict[str, list[RowPrediction]]]:
-    """Return what tuned (the engine's present weights) and base answer to every task, by task name (collective)."""
+def evaluate_both(engine: Engine, final: FinalTasks, validation: Validation, *, model: str) -> tuple[Answers, Answers]:
+    """Return what the base and the tuned model (the engine's present weights) answer to every task (collective)."""
 
-    def answer() -> dict[str, list[RowPrediction]]:
-        return {
-            task.name: predict_task(
-                task,
-                engine.model,
-                validation.tokenizer,
-                stop_token_ids=validation.stop_token_ids,
-                group=engine.group,
-                layout=validation.layout,
-                synchronised=engine.synchronised,
-            )
-            for task in final.tasks
-        }
+    def answer() -> Answers:
+        return predict_tasks(
+            final.tasks,
+            engine.model,
+            validation.tokenizer,
+            stop_token_ids=validation.stop_token_ids,
+            group=engine.group,
+            layout=validation.layout,
+            synchronised=engine.synchronised,
+        )
 
     tuned = answer()
     with answering_as_base(engine, model):
-        base = answer()
-    return base, tuned
+        return answer(), tuned
 
 
 @contextmanager
@@ -134,40 +172,38 @@ def require_difference(engine: Engine, examples: Sequence[TokenizedExample], lay
     )
 
 
-def export(checkpoint: Checkpoint, run: RunDirectory, *, tokenizer: Any, card: str, full: bool) -> str:
-    """Copy the checkpoint's model files, without the optimizer, to RUN/adapter; return the digest of the files.
-
-    The digest is the registry's: SHA-256 of the sorted lines "<sha256>  <file>".
-    """
-    temporary = run.root / ".adapter.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+def stage(checkpoint: Checkpoint, run: RunDirectory, *, tokenizer: Any, full: bool) -> Path:
+    """Copy the checkpoint's model files, without the optimizer, to a folder beside RUN/adapter; return it."""
+    staged = run.root / ".adapter.tmp"
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir()
     for name in checkpoint.manifest["files"]:
         if not name.startswith("optimizer-") and name != "state.json":
-            shutil.copy2(checkpoint.folder / name, temporary / name)
+            shutil.copy2(checkpoint.folder / name, staged / name)
     if full:
-        tokenizer.save_pretrained(str(temporary))
-    digest = digest_folder(temporary)
-    write_text(temporary / "README.md", card)
+        tokenizer.save_pretrained(str(staged))
+    return staged
+
+
+def publish(staged: Path, run: RunDirectory, *, card: str) -> None:
+    """Make the staged folder RUN/adapter, whole: judged first, with its card in it."""
+    write_text(staged / "README.md", card)
     shutil.rmtree(run.adapter, ignore_errors=True)
-    os.replace(temporary, run.adapter)
-    return digest
+    os.replace(staged, run.adapter)
 
 
 def digest_folder(folder: Path) -> str:
-    """Return the SHA-256 of the sorted lines "<sha256>  <file>" of a model folder, its card and record left out."""
-    import hashlib
-
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    lines = [f"{digest_file(folder / name)}  {name}\n" for name in names if name not in {"record.json", "README.md"}]
-    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+    """Return the digest of a model folder, its card and record left out."""
+    return digest_files(
+        path for path in folder.iterdir() if path.is_file() and path.name not in {"record.json", "README.md"}
+    )
 
 
 def write_evaluation(
     run: RunDirectory,
     final: FinalTasks,
-    base: dict[str, list[RowPrediction]],
-    tuned: dict[str, list[RowPrediction]],
+    base: Answers,
+    tuned: Answers,
     *,
     config: EvaluateConfig,
     run_id: str | None,
@@ -194,48 +230,20 @@ def write_evaluation(
     return record
 
 
-def model_card(*, name: str, model: str, method: dict[str, Any], evaluation: dict[str, Any], run_id: str) -> str:
-    """Return the README of an exported adapter: what it is, how it was judged, how to load it."""
+def summarise(
+    run: RunDirectory, evaluation: dict[str, Any], *, selection: dict[str, Any], digest: str
+) -> dict[str, Any]:
+    """Return result.json's view of an evaluation."""
     task = evaluation["tasks"][0]
-    verdict = evaluation["verdict"]
-    reasons = "\n".join(f"- {reason}" for reason in verdict["reasons"])
-    rows = "\n".join(
-        f"| {one['name']} | {one['metric']} | {one['n']} | {_number(one['base'])} | {_number(one['tuned'])} |"
-        for one in evaluation["tasks"]
-    )
-    kind = "LoRA adapter" if method["kind"] == "lora" else "fully fine-tuned model"
-    load = (
-        f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({model!r}), FOLDER)"
-        if method["kind"] == "lora"
-        else "model = AutoModelForCausalLM.from_pretrained(FOLDER)"
-    )
-    return f"""---
-base_model: {model}
-library_name: {"peft" if method["kind"] == "lora" else "transformers"}
----
-# {name}
-
-A {kind} of `{model}`, made by ftray {__version__} (run {run_id[:12]}).
-Verdict: **{verdict["decision"]}** on the {evaluation["split"]} split ({task["n"]} rows).
-
-{reasons}
-
-| evaluation | metric | rows | base | tuned |
-|---|---|---|---|---|
-{rows}
-
-```python
-{load}
-```
-"""
-
-
-def _number(estimate: dict[str, Any]) -> str:
-    value = estimate["value"]
-    return "-" if value is None else f"{value:.4g}"
-
-
-def reset_memory_peak() -> None:
-    """Start measuring the peak memory of this process anew (GPU only; the host's peak is the process's)."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    forgetting = evaluation["forgetting"]
+    compared = {key: task[key] for key in ("metric", "n", "base", "tuned")}
+    return {
+        "verdict": evaluation["verdict"]["decision"],
+        "verdict_reasons": evaluation["verdict"]["reasons"],
+        "selected": {key: selection[key] for key in ("step", "metric", "value", "last_value")},
+        "test": compared if evaluation["split"] == "test" else None,
+        "validation": compared if evaluation["split"] == "validation" else None,
+        "tasks": evaluation["tasks"],
+        "forgetting": {key: forgetting[key] for key in ("score", "low", "high", "n")} if forgetting else None,
+        "adapter": {"path": str(run.adapter), "digest": digest},
+    }

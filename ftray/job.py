@@ -14,10 +14,9 @@ from typing import Annotated, Any, cast
 
 from pydantic import Field
 
-from ftray.artifacts import RunDirectory, digest_of
+from ftray.artifacts import RunDirectory, digest_of, storage_place
 from ftray.config import Config
 from ftray.data.config import DataConfig, Source
-from ftray.errors import InputError
 from ftray.evaluate.config import EvaluateConfig
 from ftray.jobfile import apply_sets, expand_path, read_yaml, resolve_path, validate
 from ftray.model.config import MethodConfig
@@ -152,20 +151,10 @@ def _expand(content: dict[str, Any], *, base: Path, file: str, lines: dict[str, 
 def resolve(job: Job, base: Path, storage: str | None) -> Job:
     """Return the job with nothing implicit left: learning rate, ZeRO stage, storage."""
     learning_rate = job.train.learning_rate or DEFAULT_LEARNING_RATE[job.method.kind]
-    place = storage or os.environ.get("FTRAY_STORAGE") or job.storage
-    if "://" in place:
-        raise InputError(
-            f"storage {place!r} is a URI, which this version cannot write to",
-            kind="bad_value",
-            given=place,
-            allowed="a folder",
-            hint="Use a folder that all workers share, and copy the finished run from there.",
-            path="storage",
-        )
-    resolved = {
-        "train": job.train.model_copy(update={"learning_rate": learning_rate}),
-        "storage": str((base if place == job.storage and not storage else Path.cwd()) / Path(place).expanduser()),
-    }
+    stronger = storage or os.environ.get("FTRAY_STORAGE")
+    # A job's own folder is relative to the job file, as all of its paths are.
+    place = Path.cwd() / storage_place(stronger) if stronger else base / storage_place(job.storage)
+    resolved = {"train": job.train.model_copy(update={"learning_rate": learning_rate}), "storage": str(place)}
     return job.model_copy(update=resolved)
 
 

@@ -5,34 +5,31 @@ One process, no Ray.
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ftray.artifacts import RunDirectory, read_json, write_json
+from ftray.artifacts import RunDirectory, read_json, require_writable, write_json
 from ftray.data.audit import OVERLAP_LIMIT
 from ftray.data.collate import Layout
 from ftray.data.config import DataConfig, Source
 from ftray.data.prepare import sources_of
 from ftray.data.readers import read_source, source_digest
 from ftray.data.templates import load_template
-from ftray.data.tokenization import Tokenization, tokenize_all
+from ftray.data.tokenization import Tokenization, fitting
 from ftray.data.windows import cut_texts
 from ftray.errors import InputError
 from ftray.evaluate.config import EvaluateConfig
-from ftray.evaluate.predict import RowPrediction, predict_task
+from ftray.evaluate.predict import Answers, predict_tasks
 from ftray.evaluate.tasks import build_task
 from ftray.finish import FinalTasks, write_evaluation
 from ftray.group import Alone
-from ftray.model.base import load_config, load_model, load_tokenizer
+from ftray.model.base import load_model, load_tokenizer, longest_example
 from ftray.model.forward import layout_for
 from ftray.model.lora import base_only
 from ftray.subject import Subject, load_tuned
-
-Answers = dict[str, list[RowPrediction]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +52,7 @@ def own_questions(subject: Subject) -> Questions:
 
     assert subject.loaded is not None
     assert subject.run is not None
-    datasets, _ = prepare_data(subject.loaded)
+    datasets = prepare_data(subject.loaded)
     recorded = read_json(subject.run.job)["data_digests"]
     changed = sorted(name for name, digest in datasets.digests.items() if recorded.get(name) != digest)
     if changed:
@@ -74,8 +71,7 @@ def new_questions(subject: Subject, source: Source, *, config: EvaluateConfig, t
     """Return new rows as a test: they chose nothing. The job's probes are not asked again."""
     tokenizer = load_tokenizer(subject.model)
     data = subject.loaded.job.data if subject.loaded else None
-    text = load_config(subject.model).get_text_config()
-    length = int(getattr(text, "max_position_embeddings", None) or tokenizer.model_max_length)
+    length = longest_example(subject.model, tokenizer)
     if data is not None and data.max_length is not None:
         length = min(length, data.max_length)
     examples = cut_texts(read_source(source, name="data", base=Path.cwd()), tokenizer, max_length=length)
@@ -87,10 +83,7 @@ def new_questions(subject: Subject, source: Source, *, config: EvaluateConfig, t
         loss_on=data.loss_on if data else "all_turns",
         max_length=length,
     )
-    limit = data.max_dropped if data else 0.0
-    tokenized = tokenize_all(examples, tokenization, on_overlong="drop", max_dropped=limit, name="data")
-    lost = {one.row for one in tokenized.dropped}
-    kept = [example for example in examples if example.row not in lost]
+    kept, dropped = fitting(examples, tokenization, max_dropped=data.max_dropped if data else 0.0, name="data")
     task = build_task(kept, name="task", role="task", metric=config.task, tokenization=tokenization)
     trained = _trained_prompts(data, base)
     seen = None if trained is None else sum(example.normalised_prompt in trained for example in kept)
@@ -100,7 +93,7 @@ def new_questions(subject: Subject, source: Source, *, config: EvaluateConfig, t
         config=config,
         source=source,
         seen_in_training=seen,
-        dropped=len(lost),
+        dropped=len(dropped),
     )
 
 
@@ -117,7 +110,8 @@ def _trained_prompts(data: DataConfig | None, base: Path) -> set[str] | None:
 
 def evaluate_again(subject: Subject, questions: Questions, output: Path) -> dict[str, Any]:
     """Let base and tuned answer; write evaluation.json and predictions.jsonl to `output`; return the former."""
-    place = _writable(output)
+    require_writable(output, hint="Choose another place with --output DIR.")
+    place = RunDirectory(output)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if subject.is_adapter:
         model = load_tuned(subject).to(device)
@@ -161,21 +155,6 @@ def _with_origin(record: dict[str, Any], questions: Questions, source: Source) -
     }
 
 
-def _writable(folder: Path) -> RunDirectory:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return RunDirectory(folder)
-    except OSError as error:
-        raise InputError(
-            f"the folder {folder} cannot be written: {error.strerror}",
-            kind="storage",
-            given=str(folder),
-            allowed="a folder where this user may write",
-            hint="Choose another place with --output DIR.",
-        ) from error
-
-
 def _answer_whole(folder: str, questions: Questions, device: torch.device) -> Answers:
     model: Any = load_model(folder)
     return _answer(model.to(device), questions, layout_for(model))
@@ -183,14 +162,11 @@ def _answer_whole(folder: str, questions: Questions, device: torch.device) -> An
 
 def _answer(model: Any, questions: Questions, layout: Layout) -> Answers:
     tokenization = questions.tokenization
-    return {
-        task.name: predict_task(
-            task,
-            model,
-            tokenization.tokenizer,
-            stop_token_ids=tokenization.stop_token_ids,
-            group=Alone(),
-            layout=layout,
-        )
-        for task in questions.final.tasks
-    }
+    return predict_tasks(
+        questions.final.tasks,
+        model,
+        tokenization.tokenizer,
+        stop_token_ids=tokenization.stop_token_ids,
+        group=Alone(),
+        layout=layout,
+    )

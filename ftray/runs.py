@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ftray.artifacts import RunDirectory, read_json
+from ftray.artifacts import RunDirectory, is_held, read_json, storage_place, timestamp
 from ftray.errors import InputError, nearest
 
 DEFAULT_STORAGE = "./runs"
-LOCK = ".driver.lock"
 SHORTEST_ID = 4
 """Characters of a run id that are enough to name it."""
 
 
 def storage_folder(flag: str | None) -> Path:
     """Return the storage folder: the flag, else FTRAY_STORAGE, else ./runs."""
-    return Path(flag or os.environ.get("FTRAY_STORAGE") or DEFAULT_STORAGE).expanduser()
+    return storage_place(flag or os.environ.get("FTRAY_STORAGE") or DEFAULT_STORAGE)
 
 
 def list_runs(storage: Path) -> list[dict[str, Any]]:
@@ -34,7 +32,7 @@ def describe_run(run: RunDirectory) -> dict[str, Any]:
     """Return one run's line: `running` where a process holds it, else its result's status, else `interrupted`."""
     job = read_json(run.job)
     result = read_json(run.result) if run.result.exists() else None
-    running = is_held(run.root / LOCK)
+    running = is_held(run.driver_lock)
     finished = result is not None and not running
     newest = max(path.stat().st_mtime for path in (run.job, run.metrics, run.result) if path.exists())
     return {
@@ -43,21 +41,9 @@ def describe_run(run: RunDirectory) -> dict[str, Any]:
         "status": "running" if running else result["status"] if result else "interrupted",
         "verdict": result["verdict"] if result and finished else "none",
         "path": str(run.root.resolve()),
-        "updated_at": datetime.fromtimestamp(newest, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "updated_at": timestamp(datetime.fromtimestamp(newest, UTC)),
         "smoke": job["smoke"],
     }
-
-
-def is_held(lock: Path) -> bool:
-    """Return whether a process holds the lock; the kernel frees it when that process ends, however it ends."""
-    if not lock.exists():
-        return False
-    with lock.open(encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def find_run(text: str, storage: Path) -> RunDirectory:

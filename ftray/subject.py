@@ -118,8 +118,7 @@ def load_tuned(subject: Subject) -> Any:
     from peft import PeftConfig, get_peft_model
     from safetensors.torch import load_file
 
-    dtype = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[subject.precision]
-    base = load_model(subject.model, dtype=dtype)
+    base = load_model(subject.model, precision=subject.precision)
     config = PeftConfig.from_pretrained(str(subject.folder))
     config.inference_mode = False
     try:

@@ -63,23 +63,23 @@ def prepared(loaded: LoadedJob) -> Prepared:
 
 
 def train_tokens(loaded: LoadedJob, folder: Path) -> Any:
-    datasets, _ = prepare_data(loaded)
+    datasets = prepare_data(loaded)
     return sorted((example.tokens.tolist(), example.is_label.tolist()) for example in datasets.train)
 
 
 def validation_rows(loaded: LoadedJob, folder: Path) -> Any:
-    return examples_digest(prepare_data(loaded)[0].validation)
+    return examples_digest(prepare_data(loaded).validation)
 
 
 def test_rows(loaded: LoadedJob, folder: Path) -> Any:
-    return examples_digest(prepare_data(loaded)[0].test or [])
+    return examples_digest(prepare_data(loaded).test or [])
 
 
 test_rows.__test__ = False  # type: ignore[attr-defined]
 
 
 def probe_rows(loaded: LoadedJob, folder: Path) -> Any:
-    return {name: examples_digest(rows) for name, rows in prepare_data(loaded)[0].probes.items()}
+    return {name: examples_digest(rows) for name, rows in prepare_data(loaded).probes.items()}
 
 
 def plan(loaded: LoadedJob, folder: Path) -> Any:
@@ -99,7 +99,7 @@ def run_folder(loaded: LoadedJob, folder: Path) -> Any:
 
 
 def audit_record(loaded: LoadedJob, folder: Path) -> Any:
-    return prepare_data(loaded)[0].audit.to_record()
+    return prepare_data(loaded).audit.to_record()
 
 
 def trained_model(loaded: LoadedJob, folder: Path) -> Any:
@@ -117,7 +117,7 @@ def trained_model(loaded: LoadedJob, folder: Path) -> Any:
 
 
 def tasks_of(loaded: LoadedJob) -> list[Task]:
-    datasets, _ = prepare_data(loaded)
+    datasets = prepare_data(loaded)
     return build_tasks(loaded.job, datasets)[1].tasks
 
 
@@ -148,7 +148,8 @@ def probe_names(loaded: LoadedJob, folder: Path) -> Any:
 
 
 def answers(loaded: LoadedJob, number: int) -> list[str]:
-    datasets, tokenizer = prepare_data(loaded)
+    datasets = prepare_data(loaded)
+    tokenizer = datasets.tokenization.tokenizer
     model = load_model(loaded.job.model)
     stop = datasets.tokenization.stop_token_ids
     task = build_tasks(loaded.job, datasets)[1].tasks[number]

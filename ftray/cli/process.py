@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,22 +36,14 @@ def quieten_libraries() -> None:
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], None]]:
-    """Let SIGTERM raise KeyboardInterrupt inside this block.
-
-    Yields what puts the handler back: `ray.init` installs its own, which would end the process without a result.
-    """
+def interruptible() -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt inside this block."""
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
+        yield
         return
-    before = signal.getsignal(signal.SIGTERM)
-
-    def arm() -> None:
-        signal.signal(signal.SIGTERM, _interrupt)
-
-    arm()
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        yield arm
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -78,15 +78,11 @@ def _fine_tune(loaded: LoadedJob, *, quiet: bool) -> dict[str, Any]:
     from ftray.display import open_display
 
     started: list[RunDirectory] = []
-    with (
-        interruptible() as arm,
-        open_display(quiet=quiet, metric=loaded.job.evaluate.task.metric) as display,
-    ):
+    with interruptible(), open_display(quiet=quiet, metric=loaded.job.evaluate.task.metric) as display:
         display.say("Checking the job, its data and its model")
         from ftray.finetune import finetune
 
         def on_plan(prepared: Prepared) -> None:
-            arm()
             started.append(prepared.run)
             display.on_plan(prepared)
 

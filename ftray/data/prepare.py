@@ -16,7 +16,7 @@ from ftray.data.conversations import Example
 from ftray.data.readers import read_source, source_digest
 from ftray.data.split import split_validation
 from ftray.data.templates import load_template
-from ftray.data.tokenization import Dropped, Tokenization, Tokenized, TokenizedExample, tokenize_all
+from ftray.data.tokenization import Dropped, Tokenization, TokenizedExample, fitting, tokenize_all
 from ftray.data.windows import cut_texts
 from ftray.errors import InputError
 
@@ -94,8 +94,15 @@ def prepare(
             path="data.train",
         )
     dropped = list(tokenized.dropped)
-    validation = _fitting(validation, tokenization, data, "validation", dropped)
-    test = None if test is None else _fitting(test, tokenization, data, "test", dropped)
+    validation, lost = fitting(
+        validation, tokenization, max_dropped=data.max_dropped, on_overlong=data.on_overlong, name="validation"
+    )
+    dropped += lost
+    if test is not None:
+        test, lost = fitting(
+            test, tokenization, max_dropped=data.max_dropped, on_overlong=data.on_overlong, name="test"
+        )
+        dropped += lost
     return Datasets(
         train=list(tokenized.examples),
         validation=validation,
@@ -167,18 +174,6 @@ def _read_train(data: DataConfig, held_out: Sequence[Example], reading: _Reading
             examples = list(cleaned.kept)
         rows.extend(examples)
     return rows, num_dropped
-
-
-def _fitting(
-    examples: Sequence[Example], tokenization: Tokenization, data: DataConfig, name: str, dropped: list[Dropped]
-) -> list[Example]:
-    """Return the held-out rows that fit the model, counting the others."""
-    tokenized: Tokenized = tokenize_all(
-        examples, tokenization, on_overlong=data.on_overlong, max_dropped=data.max_dropped, name=name
-    )
-    dropped.extend(tokenized.dropped)
-    lost = {(one.row, one.digest) for one in tokenized.dropped}
-    return [example for example in examples if (example.row, example.digest) not in lost]
 
 
 def _paths(data: DataConfig, probes: Mapping[str, Source]) -> dict[str, str]:

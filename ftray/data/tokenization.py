@@ -254,6 +254,21 @@ def tokenize_all(
     return Tokenized(examples=kept, dropped=dropped, notes=tokenization.notes(examples))
 
 
+def fitting(
+    examples: Sequence[Example],
+    tokenization: Tokenization,
+    *,
+    max_dropped: float,
+    name: str,
+    on_overlong: Literal["drop", "error"] = "drop",
+) -> tuple[list[Example], list[Dropped]]:
+    """Return the held-out rows that can be asked, and those that cannot; raises as `tokenize_all`."""
+    dropped = tokenize_all(examples, tokenization, on_overlong=on_overlong, max_dropped=max_dropped, name=name).dropped
+    # A row number alone names rows of several sources.
+    lost = {(one.row, one.digest) for one in dropped}
+    return [example for example in examples if (example.row, example.digest) not in lost], list(dropped)
+
+
 def _refusal(
     kind: str, dropped: Sequence[Dropped], total: int, max_length: int, *, limit: float, name: str
 ) -> InputError:

@@ -41,6 +41,10 @@ class RowPrediction:
     num_bytes: int
 
 
+Answers = dict[str, list[RowPrediction]]
+"""What one model answers to several tasks, by the task's name."""
+
+
 def predict_task(
     task: Task,
     model: nn.Module,
@@ -73,6 +77,31 @@ def predict_task(
     gathered = group.gather(dict(zip(mine, answers, strict=True)))
     everything = {index: answer for part in gathered for index, answer in part.items()}
     return [everything[index] for index in range(len(task.rows))]
+
+
+def predict_tasks(
+    tasks: Sequence[Task],
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    stop_token_ids: Sequence[int],
+    group: Group,
+    layout: Layout,
+    synchronised: bool = False,
+) -> Answers:
+    """Return the model's graded answers to every task, by the task's name; as `predict_task`."""
+    return {
+        task.name: predict_task(
+            task,
+            model,
+            tokenizer,
+            stop_token_ids=stop_token_ids,
+            group=group,
+            layout=layout,
+            synchronised=synchronised,
+        )
+        for task in tasks
+    }
 
 
 def _generated(

@@ -9,12 +9,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftray.artifacts import digest_file
+from ftray.artifacts import digest_files
 from ftray.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 IDENTITY_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
 
@@ -36,12 +37,8 @@ def identify(model: str) -> ModelIdentity:
     folder = Path(model)
     if folder.is_dir():
         _require_model_files(folder)
-        lines = sorted(
-            f"{digest_file(path)}  {path.name}\n"
-            for path in folder.iterdir()
-            if path.is_file() and path.suffix in IDENTITY_SUFFIXES
-        )
-        return ModelIdentity(name=folder.name, digest=hashlib.sha256("".join(lines).encode()).hexdigest(), local=True)
+        files = (path for path in folder.iterdir() if path.is_file() and path.suffix in IDENTITY_SUFFIXES)
+        return ModelIdentity(name=folder.name, digest=digest_files(files), local=True)
     if folder.is_absolute() or model.startswith(".") or model.count("/") > 1:
         raise _missing(model, "there is no such folder")
     return ModelIdentity(name=model, digest=_hub_revision(model), local=False)
@@ -110,6 +107,12 @@ def load_config(model: str) -> PretrainedConfig:
     return config
 
 
+def longest_example(model: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many tokens the model can read: its positions, or what its tokenizer says where it has none."""
+    positions = getattr(load_config(model).get_text_config(), "max_position_embeddings", None)
+    return int(positions or tokenizer.model_max_length)
+
+
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer; one without a padding token pads with its end token."""
     from transformers import AutoTokenizer
@@ -130,7 +133,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(model: str, *, dtype: str = "float32") -> PreTrainedModel:
+def load_model(model: str, *, precision: str = "fp32") -> PreTrainedModel:
     """Load a causal language model whose attention can run on flat batches where its code allows it."""
     import torch
     from safetensors import SafetensorError
@@ -145,7 +148,7 @@ def load_model(model: str, *, dtype: str = "float32") -> PreTrainedModel:
     try:
         answer: Any = AutoModelForCausalLM.from_pretrained(
             model,
-            dtype=getattr(torch, dtype),
+            dtype=getattr(torch, DTYPES[precision]),
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are in the report, and refused below

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ftray.data.collate import Layout, collate
+from ftray.evaluate.config import Metric
 from ftray.evaluate.loss import mean_loss
 from ftray.evaluate.metrics import aggregate
 from ftray.evaluate.predict import predict_task
@@ -141,6 +142,10 @@ def score(engine: Engine, validation: Validation) -> tuple[float, float]:
         layout=validation.layout,
         synchronised=engine.synchronised,
     )
+    metric = validation.task.metric
+    if all(row.nll is not None for row in predictions):
+        # The predictions hold what a second pass over the rows would measure.
+        return aggregate(metric, predictions), aggregate(Metric(metric="nll"), predictions)
     loss = mean_loss(
         [row.example for row in validation.task.rows],
         engine.model,
@@ -148,7 +153,7 @@ def score(engine: Engine, validation: Validation) -> tuple[float, float]:
         layout=validation.layout,
         synchronised=engine.synchronised,
     )
-    return aggregate(validation.task.metric, predictions), loss
+    return aggregate(metric, predictions), loss
 
 
 def best_step(training: Training) -> int | None:

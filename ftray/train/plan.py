@@ -202,33 +202,22 @@ def _check_compute(compute: ComputeConfig, workers: int, least: int, stage: int)
             hint="Set compute.workers to 1, or remove compute.deepspeed.",
             path="compute.deepspeed",
         )
-    if settings.offload_parameters != "none" and stage != 3:
-        raise InputError(
-            "offload_parameters needs ZeRO stage 3",
-            kind="incompatible",
-            given={"stage": stage, "offload_parameters": settings.offload_parameters},
-            allowed="stage: 3",
-            hint="Set compute.deepspeed.stage: 3, or offload_parameters: none.",
-            path="compute.deepspeed.offload_parameters",
-        )
-    if settings.offload_optimizer == "nvme" and stage != 3:
-        raise InputError(
-            "offload_optimizer: nvme needs ZeRO stage 3",
-            kind="incompatible",
-            given={"stage": stage, "offload_optimizer": "nvme"},
-            allowed="stage: 3, or offload_optimizer: cpu",
-            hint="Set compute.deepspeed.stage: 3, or offload to the CPU.",
-            path="compute.deepspeed.offload_optimizer",
-        )
-    if settings.offload_optimizer == "cpu" and stage == 0:
-        raise InputError(
-            "offload_optimizer: cpu needs ZeRO stage 1, 2 or 3",
-            kind="incompatible",
-            given={"stage": stage, "offload_optimizer": "cpu"},
-            allowed="stage: 1, 2 or 3",
-            hint="Set compute.deepspeed.stage: 2.",
-            path="compute.deepspeed.offload_optimizer",
-        )
+    place, parameters = settings.offload_optimizer, settings.offload_parameters
+    needs = [
+        (parameters != "none", f"offload_parameters: {parameters}", (3,)),
+        (place == "nvme", "offload_optimizer: nvme", (3,)),
+        (place == "cpu", "offload_optimizer: cpu", (1, 2, 3)),
+    ]
+    for applies, setting, stages in needs:
+        if applies and stage not in stages:
+            raise InputError(
+                f"{setting} needs ZeRO stage {' or '.join(map(str, stages))}; this job has stage {stage}",
+                kind="incompatible",
+                given={"stage": stage, setting.split(":")[0]: setting.split(": ")[1]},
+                allowed=[f"stage: {one}" for one in stages],
+                hint=f"Set compute.deepspeed.stage: {stages[-1]}, or {setting.split(':')[0]}: none.",
+                path=f"compute.deepspeed.{setting.split(':')[0]}",
+            )
 
 
 def _check_effects(method: MethodConfig, train: TrainConfig, compute: ComputeConfig) -> None:

@@ -80,6 +80,7 @@ class Training:
         self.plan = plan
         self.progress = Progress(metric=metric)
         self.higher_is_better = higher_is_better
+        self.examples = examples
         self._sampler = StepSampler(examples, batch_size=plan.batch_size, seed=plan.seed)
 
     def restore(self, progress: Progress) -> None:

@@ -30,7 +30,7 @@ def write_rows(loaded: LoadedJob, file: Path) -> Rows:
     """Write the rows this job trains on: as messages, and as the tokens and labels that ftray makes of them."""
     source = loaded.job.data.train
     assert not isinstance(source, list), "the benchmark has one training source"
-    datasets, _ = prepare_data(loaded)
+    datasets = prepare_data(loaded)
     messages = {example.row: example.messages for example in read_source(source, name="train", base=loaded.base)}
     lines = []
     for example in datasets.train:
@@ -46,14 +46,14 @@ def write_rows(loaded: LoadedJob, file: Path) -> Rows:
 def grade_adapter(job_file: Path, adapter: Path) -> dict[str, Any]:
     """Return the exact match of an adapter from either side on the job's held-out rows."""
     job = load_job(job_file)
-    datasets, tokenizer = prepare_data(job)
+    datasets = prepare_data(job)
     _, final = build_tasks(job.job, datasets)
     model = load_tuned(subject_of_adapter(adapter, model=job.job.model))
     task = final.tasks[0]
     answers = predict_task(
         task,
         model,
-        tokenizer,
+        datasets.tokenization.tokenizer,
         stop_token_ids=datasets.tokenization.stop_token_ids,
         group=Alone(),
         layout=layout_for(model.get_base_model()),

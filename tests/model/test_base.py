@@ -137,9 +137,9 @@ def test_a_folder_without_a_tokenizer_is_refused(llama: Path) -> None:
 # What is loaded
 
 
-@pytest.mark.parametrize(("dtype", "expected"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
-def test_weights_have_the_dtype_that_is_asked_for(llama: Path, dtype: str, expected: torch.dtype) -> None:
-    model = load_model(str(llama), dtype=dtype)
+@pytest.mark.parametrize(("precision", "expected"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_weights_have_the_dtype_that_is_asked_for(llama: Path, precision: str, expected: torch.dtype) -> None:
+    model = load_model(str(llama), precision=precision)
     assert {parameter.dtype for parameter in model.parameters()} == {expected}
     assert model.config.use_cache is False
 

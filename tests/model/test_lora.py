@@ -135,7 +135,7 @@ def test_a_model_without_an_adapter_has_no_base_to_answer_as(base: Any) -> None:
 
 
 def test_all_linear_layers_but_the_head_are_trained_in_fp32(families: dict[str, Path]) -> None:
-    model = attach(load_model(str(families["llama"]), dtype="bfloat16"), rank=4)
+    model = attach(load_model(str(families["llama"]), precision="bf16"), rank=4)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert len(trained) == 2 * 7 * 2  # layers, projections, factors
     assert all("lora_" in name for name in trained)
