@@ -129,7 +129,7 @@ def _expand(content: dict[str, Any], *, base: Path, file: str, lines: dict[str, 
 
     def expand(section: Any, key: str, path: str) -> None:
         if isinstance(section, dict) and isinstance(section.get(key), str):
-            text = expand_path(section[key], path=path, file=file, line=lines.get(path))
+            text = expand_path(section[key], base=base, path=path, file=file, line=lines.get(path))
             section[key] = resolve_path(text, base)
 
     expand(content, "model", "model")

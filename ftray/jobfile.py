@@ -152,8 +152,12 @@ def _list_index(place: list[Any], key: str, setting: str) -> int:
     )
 
 
-def expand_path(text: str, *, path: str, file: str | None, line: int | None) -> str:
-    """Expand ${VAR} and ${VAR:-default}. Raises InputError `unset_variable`."""
+def expand_path(text: str, *, base: Path, path: str, file: str | None, line: int | None) -> str:
+    """Expand ${VAR} and ${VAR:-default}. Raises InputError `unset_variable`.
+
+    Paths are relative to the job file (`base`); but who sets a variable in a shell thinks of the shell's folder, so
+    that a folder which is only there is meant.
+    """
 
     def value_of(match: re.Match[str]) -> str:
         name, default = match.group(1), match.group(2)
@@ -169,6 +173,8 @@ def expand_path(text: str, *, path: str, file: str | None, line: int | None) -> 
                 file=file,
                 line=line,
             )
+        if match.start() == 0 and value.startswith(".") and not (base / value).exists() and Path(value).exists():
+            return str(Path(value).resolve())
         return value
 
     return VARIABLE.sub(value_of, text)

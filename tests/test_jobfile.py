@@ -273,12 +273,29 @@ def test_variables_expand_with_and_without_defaults(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("FTRAY_TEST_NONE", raising=False)
 
     def expand(text: str) -> str:
-        return expand_path(text, path="model", file=None, line=None)
+        return expand_path(text, base=Path(), path="model", file=None, line=None)
 
     assert expand("${FTRAY_TEST_PLACE}/a") == "/data/a"
     assert expand("${FTRAY_TEST_NONE:-/tmp/x}/${FTRAY_TEST_PLACE:-no}") == "/tmp/x//data"
     assert expand("${FTRAY_TEST_NONE:-}a") == "a"
     assert expand("$FTRAY_TEST_PLACE {text}") == "$FTRAY_TEST_PLACE {text}"
+
+
+def test_a_relative_variable_is_relative_to_the_job_file_or_else_to_the_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shell").mkdir()
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "shell" / "data").mkdir()
+    monkeypatch.chdir(tmp_path / "shell")
+    monkeypatch.setenv("FTRAY_TEST_PLACE", "./data")
+
+    def expand() -> str:
+        return expand_path("${FTRAY_TEST_PLACE}/a", base=tmp_path / "jobs", path="model", file=None, line=None)
+
+    assert expand() == str(tmp_path / "shell" / "data" / "a")
+    (tmp_path / "jobs" / "data").mkdir()
+    assert expand() == "./data/a"
 
 
 def test_a_variable_that_is_not_set_is_named_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
