@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ftray.artifacts import RunDirectory, canonical_json_line, digest_files, write_json, write_text
 from ftray.data.collate import Layout, collate
@@ -20,10 +20,12 @@ from ftray.errors import RunError
 from ftray.evaluate.compare import compare, predictions_lines
 from ftray.evaluate.config import EvaluateConfig
 from ftray.evaluate.mode import evaluating
-from ftray.evaluate.predict import Answers, predict_tasks
+from ftray.evaluate.predict import Answers, predict_slots, predict_tasks
 from ftray.evaluate.record import evaluation_record
 from ftray.evaluate.tasks import Task
 from ftray.job import Job
+from ftray.model.bank import BASE
+from ftray.model.bank_peft import adapter_in_bank
 from ftray.model.base import identify, load_model
 from ftray.model.forward import label_logits
 from ftray.model.lora import base_only
@@ -31,8 +33,11 @@ from ftray.model_card import model_card
 from ftray.selection import Candidate, Selection, select
 from ftray.train.checkpoint import Checkpoint, find_checkpoints, is_adapter, load_weights
 from ftray.train.engine import Engine
-from ftray.train.loop import Validation, score
+from ftray.train.loop import Validation, score, shares_base
 from ftray.train.state import Training
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 PROBE_EXAMPLES = 4
 """Examples whose logits must differ between base and tuned model."""
@@ -108,8 +113,8 @@ def choose(
             candidates.append(Candidate(step=point.step, value=point.value, loss=point.validation_loss))
             continue
         load_weights(checkpoint, engine)
-        value, loss = score(engine, validation)
-        candidates.append(Candidate(step=checkpoint.step, value=value, loss=loss))
+        scored = score(engine, validation)
+        candidates.append(Candidate(step=checkpoint.step, value=scored.value, loss=scored.loss))
     selection = select(candidates, higher_is_better=training.higher_is_better)
     chosen = existing[selection.step]
     load_weights(chosen, engine)
@@ -118,21 +123,14 @@ def choose(
 
 def evaluate_both(engine: Engine, final: FinalTasks, validation: Validation, *, model: str) -> tuple[Answers, Answers]:
     """Return what the base and the tuned model (the engine's present weights) answer to every task (collective)."""
-
-    def answer() -> Answers:
-        return predict_tasks(
-            final.tasks,
-            engine.model,
-            validation.tokenizer,
-            stop_token_ids=validation.stop_token_ids,
-            group=engine.group,
-            layout=validation.layout,
-            synchronised=engine.synchronised,
-        )
-
-    tuned = answer()
+    asked = validation.asked(engine)
+    if shares_base(engine):
+        with adapter_in_bank(cast("PeftModel", engine.model)) as bank:
+            base, tuned = predict_slots(final.tasks, asked, bank, (BASE, 1))
+        return base, tuned
+    tuned = predict_tasks(final.tasks, asked)
     with answering_as_base(engine, model):
-        return answer(), tuned
+        return predict_tasks(final.tasks, asked), tuned
 
 
 @contextmanager

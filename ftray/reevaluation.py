@@ -22,13 +22,14 @@ from ftray.data.tokenization import Tokenization, fitting
 from ftray.data.windows import cut_texts
 from ftray.errors import InputError
 from ftray.evaluate.config import EvaluateConfig
-from ftray.evaluate.predict import Answers, predict_tasks
+from ftray.evaluate.predict import Answers, Asked, predict_slots, predict_tasks
 from ftray.evaluate.tasks import build_task
 from ftray.finish import FinalTasks, write_evaluation
-from ftray.group import Alone
+from ftray.model.bank import BASE
+from ftray.model.bank_peft import adapter_in_bank, unsupported
 from ftray.model.base import load_model, load_tokenizer, longest_example
 from ftray.model.forward import layout_for
-from ftray.model.lora import base_only
+from ftray.model.lora import ADAPTER_NAME, base_only
 from ftray.subject import Subject, load_tuned
 
 
@@ -115,10 +116,16 @@ def evaluate_again(subject: Subject, questions: Questions, output: Path) -> dict
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if subject.is_adapter:
         model = load_tuned(subject).to(device)
-        layout = layout_for(model.get_base_model())
-        tuned = _answer(model, questions, layout)
-        with base_only(model):
-            base = _answer(model, questions, layout)
+        asked = _asked(model, questions, layout_for(model.get_base_model()))
+        tasks = questions.final.tasks
+        if unsupported(model.peft_config[ADAPTER_NAME].to_dict()) is None:
+            with adapter_in_bank(model) as bank:
+                base, tuned = predict_slots(tasks, asked, bank, (BASE, 1))
+        else:
+            # PEFT computes what the bank does not, one model after the other.
+            tuned = predict_tasks(tasks, asked)
+            with base_only(model):
+                base = predict_tasks(tasks, asked)
     else:
         tuned = _answer_whole(str(subject.folder), questions, device)
         base = _answer_whole(subject.model, questions, device)
@@ -157,16 +164,12 @@ def _with_origin(record: dict[str, Any], questions: Questions, source: Source) -
 
 def _answer_whole(folder: str, questions: Questions, device: torch.device) -> Answers:
     model: Any = load_model(folder)
-    return _answer(model.to(device), questions, layout_for(model))
+    asked = _asked(model.to(device), questions, layout_for(model))
+    return predict_tasks(questions.final.tasks, asked)
 
 
-def _answer(model: Any, questions: Questions, layout: Layout) -> Answers:
+def _asked(model: Any, questions: Questions, layout: Layout) -> Asked:
     tokenization = questions.tokenization
-    return predict_tasks(
-        questions.final.tasks,
-        model,
-        tokenization.tokenizer,
-        stop_token_ids=tokenization.stop_token_ids,
-        group=Alone(),
-        layout=layout,
+    return Asked(
+        model=model, tokenizer=tokenization.tokenizer, stop_token_ids=tokenization.stop_token_ids, layout=layout
     )

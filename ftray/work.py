@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import resource
 import sys
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from ftray.evaluate.config import LOWER_IS_BETTER
 from ftray.evaluate.tasks import Task, build_task
 from ftray.finish import FinalTasks, conclude
 from ftray.job import Job, LoadedJob
-from ftray.model.base import load_model, load_tokenizer, longest_example
+from ftray.model.base import load_model, load_tokenizer, longest_example, recompute_activations
 from ftray.model.forward import layout_for
 from ftray.model.lora import attach_lora
 from ftray.train.checkpoint import CheckpointWriter
@@ -101,10 +100,7 @@ def build_model(job: Job, plan: Plan) -> nn.Module:
     """Return the model that is trained: fp32 weights, except that a frozen base takes the run's precision."""
     base = load_model(job.model, precision=plan.precision if job.method.kind == "lora" else "fp32")
     if plan.activation_checkpointing:
-        with warnings.catch_warnings():
-            # Newer versions of transformers call it activation_checkpointing_enable; older ones do not know that name.
-            warnings.filterwarnings("ignore", "`gradient_checkpointing_enable` is deprecated", FutureWarning)
-            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(base)
     if job.method.kind == "full":
         return base
     return attach_lora(base, job.method, base_name=job.model, seed=job.seed)

@@ -24,3 +24,19 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"real data is not at {folder} (set FTRAY_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return a folder with a random model for each family."""
+    import torch
+    from families import FAMILIES
+    from transformers import AutoModelForCausalLM
+
+    folders = {}
+    for name, config in FAMILIES.items():
+        folders[name] = tmp_path_factory.mktemp(name)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            AutoModelForCausalLM.from_config(config).save_pretrained(folders[name])
+    return folders

@@ -22,11 +22,10 @@ from ftray.data.conversations import examples_digest
 from ftray.errors import InputError
 from ftray.evaluate.compare import compare
 from ftray.evaluate.graders import grade
-from ftray.evaluate.predict import RowPrediction, predict_task
+from ftray.evaluate.predict import Asked, RowPrediction, predict_task
 from ftray.evaluate.tasks import Task
 from ftray.evaluate.verdict import measure_forgetting
 from ftray.finetune import Prepared, check
-from ftray.group import Alone
 from ftray.job import Job, LoadedJob, identity, load_job, run_directory, run_id_of
 from ftray.model.base import load_model
 from ftray.model.forward import layout_for
@@ -153,7 +152,8 @@ def answers(loaded: LoadedJob, number: int) -> list[str]:
     model = load_model(loaded.job.model)
     stop = datasets.tokenization.stop_token_ids
     task = build_tasks(loaded.job, datasets)[1].tasks[number]
-    rows = predict_task(task, model, tokenizer, stop_token_ids=stop, group=Alone(), layout=layout_for(model))
+    asked = Asked(model=model, tokenizer=tokenizer, stop_token_ids=stop, layout=layout_for(model))
+    rows = predict_task(task, asked)
     return [row.prediction for row in rows]
 
 

@@ -39,6 +39,11 @@ class Batch:
     def num_tokens(self) -> int:
         return sum(self.lengths)
 
+    @property
+    def padded_lengths(self) -> tuple[int, ...]:
+        """Return the positions that each example takes in the batch, padding included."""
+        return self.lengths if self.layout == "flat" else (self.input_ids.shape[1],) * len(self.lengths)
+
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on `device`."""
         if torch.device(device) == self.input_ids.device:

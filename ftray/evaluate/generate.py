@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from ftray.errors import InputError
 from ftray.evaluate.cache import reserved_cache
 from ftray.evaluate.likelihood import length_batches
-from ftray.evaluate.mode import evaluating, keep_while_work_is_left
+from ftray.evaluate.mode import Asking, ask_the_model, evaluating, keep_while_work_is_left
 
 MAX_BATCH_TOKENS = 16384
 """Rows times (prompt + new tokens) of one batch: bounds the cache."""
@@ -34,20 +34,26 @@ def generate(
     pad_token_id: int,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
     keep_going: Callable[[bool], bool] = keep_while_work_is_left,
+    asking: Asking = ask_the_model,
 ) -> list[list[int]]:
     """Return the likeliest next tokens of each prompt, up to `max_new_tokens` or a stop token, which is left out.
 
-    A row also ends where the model's positions end. Raises InputError `prompt_too_long` for a prompt beyond them.
+    `asking` says whose answers are wanted where several adapters share the model. A row also ends where the model's
+    positions end. Raises InputError `prompt_too_long` for a prompt beyond them.
     """
     limits = [_token_limit(model, len(prompt), max_new_tokens) for prompt in prompts]
     costs = [len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)]
     waiting = iter(length_batches(costs, max_batch_tokens, layout="padded"))
-    answers = [_Answer(prompt=prompt, limit=limit) for prompt, limit in zip(prompts, limits, strict=True)]
+    answers = [
+        _Answer(index=index, prompt=prompt, limit=limit)
+        for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))
+    ]
     batch: _Batch | None = None
     with evaluating(model):
         while True:
             if batch is None and (indices := next(waiting, None)) is not None:
-                batch = _Batch(model, [answers[index] for index in indices], frozenset(stop_token_ids), pad_token_id)
+                rows = [answers[index] for index in indices]
+                batch = _Batch(model, rows, frozenset(stop_token_ids), pad_token_id, asking)
             if not keep_going(batch is not None):
                 break
             if batch is None:
@@ -64,6 +70,7 @@ def generate(
 class _Answer:
     """One row as it grows."""
 
+    index: int
     prompt: Sequence[int]
     limit: int
     tokens: list[int] = field(default_factory=list)
@@ -74,8 +81,14 @@ class _Batch:
     """Rows that take their next step together."""
 
     def __init__(
-        self, model: PreTrainedModel, answers: list[_Answer], stops: frozenset[int], pad_token_id: int
+        self,
+        model: PreTrainedModel,
+        answers: list[_Answer],
+        stops: frozenset[int],
+        pad_token_id: int,
+        asking: Asking,
     ) -> None:
+        self.asking = asking
         self.model = model
         self.answers = answers
         self.stops = stops
@@ -90,14 +103,15 @@ class _Batch:
 
     def step(self) -> None:
         """Run one forward pass and give every row its likeliest next token."""
-        logits: Tensor = self.model(
-            input_ids=self.input_ids,
-            attention_mask=self.mask,
-            position_ids=self.position_ids,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits
+        with self.asking([answer.index for answer in self.answers], [self.input_ids.shape[1]] * len(self.answers)):
+            logits: Tensor = self.model(
+                input_ids=self.input_ids,
+                attention_mask=self.mask,
+                position_ids=self.position_ids,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits
         self.input_ids = logits[:, -1].argmax(dim=-1, keepdim=True)
         self.mask = torch.cat([self.mask, self.mask.new_ones((len(self.mask), 1))], dim=1)
         self.position_ids = self.position_ids[:, -1:] + 1

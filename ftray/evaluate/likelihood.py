@@ -15,7 +15,7 @@ from torch import nn
 
 from ftray.data.collate import Batch, Layout, collate
 from ftray.data.tokenization import TokenizedExample
-from ftray.evaluate.mode import evaluating, keep_while_work_is_left
+from ftray.evaluate.mode import Asking, ask_the_model, evaluating, keep_while_work_is_left
 from ftray.model.forward import label_losses
 
 MAX_BATCH_TOKENS = 4096
@@ -48,6 +48,7 @@ def example_losses(
     layout: Layout,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
     keep_going: Callable[[bool], bool] = keep_while_work_is_left,
+    asking: Asking = ask_the_model,
 ) -> list[ExampleLoss]:
     """Return the negative log-likelihood in nats of every example, in the order given."""
     device = next(model.parameters()).device
@@ -61,7 +62,9 @@ def example_losses(
                 continue
             indices = batches[done]
             batch = collate([examples[index] for index in indices], layout)
-            for index, loss in zip(indices, _batch_losses(model, batch, device), strict=True):
+            with asking(indices, batch.padded_lengths):
+                found = _batch_losses(model, batch, device)
+            for index, loss in zip(indices, found, strict=True):
                 losses[index] = loss
             done += 1
     assert done == len(batches), "keep_going ended before the work did"
@@ -75,6 +78,7 @@ def choice_losses(
     layout: Layout,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
     keep_going: Callable[[bool], bool] = keep_while_work_is_left,
+    asking: Asking = ask_the_model,
 ) -> list[ChoiceLosses]:
     """Return, for each row, the loss of each of its answers.
 
@@ -82,7 +86,17 @@ def choice_losses(
     not divided by its length, so that the scores of answers that exclude each other are comparable.
     """
     flat = [example for row in candidates for example in row]
-    losses = iter(example_losses(model, flat, layout=layout, max_batch_tokens=max_batch_tokens, keep_going=keep_going))
+    row_of = [row for row, answers in enumerate(candidates) for _ in answers]
+    losses = iter(
+        example_losses(
+            model,
+            flat,
+            layout=layout,
+            max_batch_tokens=max_batch_tokens,
+            keep_going=keep_going,
+            asking=lambda indices, lengths: asking([row_of[index] for index in indices], lengths),
+        )
+    )
     return [ChoiceLosses(losses=tuple(next(losses) for _ in row)) for row in candidates]
 
 

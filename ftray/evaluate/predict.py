@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from torch import nn
@@ -18,9 +19,10 @@ from ftray.errors import RunError
 from ftray.evaluate.generate import generate
 from ftray.evaluate.graders import grade, needs_generation
 from ftray.evaluate.likelihood import ExampleLoss, choice_losses, example_losses
-from ftray.evaluate.mode import keep_while_work_is_left
+from ftray.evaluate.mode import Asking, ask_the_model, keep_while_work_is_left
 from ftray.evaluate.tasks import Task, TaskRow
-from ftray.group import Group
+from ftray.group import Alone, Group
+from ftray.model.bank import Bank
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,86 +47,93 @@ Answers = dict[str, list[RowPrediction]]
 """What one model answers to several tasks, by the task's name."""
 
 
-def predict_task(
-    task: Task,
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    stop_token_ids: Sequence[int],
-    group: Group,
-    layout: Layout,
-    synchronised: bool = False,
-) -> list[RowPrediction]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Who is asked, and how: a model with its tokenizer, and the processes that share the work."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    stop_token_ids: Sequence[int]
+    layout: Layout
+    group: Group = field(default_factory=Alone)
+    synchronised: bool = False
+    """The model's weights are sharded (ZeRO-3), so no process may run a forward pass alone."""
+
+
+def predict_task(task: Task, asked: Asked) -> list[RowPrediction]:
     """Return the model's graded answer to every row. Every process of the group calls this.
 
-    `synchronised`: the model's weights are sharded (ZeRO-3), so no process may run a forward pass alone.
     Raises RunError `nonfinite` when the model's likelihoods are not numbers.
     """
-    # Longest first and dealt like cards: every process gets as much of every length.
+    order = _shared_out(task, asked.group)
+    answers = _answers(task, [task.rows[index] for index in order], asked, ask_the_model)
+    return _gathered(task, asked.group, dict(zip(order, answers, strict=True)))
+
+
+def predict_tasks(tasks: Sequence[Task], asked: Asked) -> Answers:
+    """Return the model's graded answers to every task, by the task's name; as `predict_task`."""
+    return {task.name: predict_task(task, asked) for task in tasks}
+
+
+def predict_slots(tasks: Sequence[Task], asked: Asked, bank: Bank, slots: Sequence[int]) -> list[Answers]:
+    """Return what each slot of a bank over `asked.model` answers to every task, all slots in the same batches."""
+    answers: list[Answers] = [{} for _ in slots]
+    for task in tasks:
+        order = _shared_out(task, asked.group)
+        # A row's slots stand side by side: they are equally long, so that they share a batch.
+        rows = [task.rows[index] for index in order for _ in slots]
+
+        def asking(indices: Sequence[int], lengths: Sequence[int]) -> AbstractContextManager[None]:
+            return bank.asking([slots[index % len(slots)] for index in indices], lengths)
+
+        everything = _answers(task, rows, asked, asking)
+        for position in range(len(slots)):
+            mine = dict(zip(order, everything[position :: len(slots)], strict=True))
+            answers[position][task.name] = _gathered(task, asked.group, mine)
+    return answers
+
+
+def _shared_out(task: Task, group: Group) -> list[int]:
+    """Return this process's rows, longest first and dealt like cards: every process gets as much of every length."""
     order = sorted(range(len(task.rows)), key=lambda index: -len(task.rows[index].example.tokens))
-    mine = order[group.rank :: group.size]
-    rows = [task.rows[index] for index in mine]
-    keep_going = group.any if synchronised else keep_while_work_is_left
-    if needs_generation(task.metric):
-        answers = _generated(task, rows, model, tokenizer, stop_token_ids=stop_token_ids, keep_going=keep_going)
-    elif task.metric.metric == "choice":
-        candidates = [row.choices for row in rows]
-        ranked = choice_losses(model, candidates, layout=layout, keep_going=keep_going)
-        answers = [_answer(task, row, task.choices[one.chosen]) for row, one in zip(rows, ranked, strict=True)]
-    else:
-        losses = example_losses(model, [row.example for row in rows], layout=layout, keep_going=keep_going)
-        answers = [_likelihood(task, row, loss) for row, loss in zip(rows, losses, strict=True)]
-    gathered = group.gather(dict(zip(mine, answers, strict=True)))
-    everything = {index: answer for part in gathered for index, answer in part.items()}
+    return order[group.rank :: group.size]
+
+
+def _gathered(task: Task, group: Group, mine: dict[int, RowPrediction]) -> list[RowPrediction]:
+    everything = {index: answer for part in group.gather(mine) for index, answer in part.items()}
     return [everything[index] for index in range(len(task.rows))]
 
 
-def predict_tasks(
-    tasks: Sequence[Task],
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    stop_token_ids: Sequence[int],
-    group: Group,
-    layout: Layout,
-    synchronised: bool = False,
-) -> Answers:
-    """Return the model's graded answers to every task, by the task's name; as `predict_task`."""
-    return {
-        task.name: predict_task(
-            task,
-            model,
-            tokenizer,
-            stop_token_ids=stop_token_ids,
-            group=group,
-            layout=layout,
-            synchronised=synchronised,
-        )
-        for task in tasks
-    }
+def _answers(task: Task, rows: Sequence[TaskRow], asked: Asked, asking: Asking) -> list[RowPrediction]:
+    keep_going = asked.group.any if asked.synchronised else keep_while_work_is_left
+    if needs_generation(task.metric):
+        return _generated(task, rows, asked, asking, keep_going)
+    model, layout = asked.model, asked.layout
+    if task.metric.metric == "choice":
+        candidates = [row.choices for row in rows]
+        ranked = choice_losses(model, candidates, layout=layout, keep_going=keep_going, asking=asking)
+        return [_answer(task, row, task.choices[one.chosen]) for row, one in zip(rows, ranked, strict=True)]
+    examples = [row.example for row in rows]
+    losses = example_losses(model, examples, layout=layout, keep_going=keep_going, asking=asking)
+    return [_likelihood(task, row, loss) for row, loss in zip(rows, losses, strict=True)]
 
 
 def _generated(
-    task: Task,
-    rows: Sequence[TaskRow],
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    stop_token_ids: Sequence[int],
-    keep_going: Callable[[bool], bool],
+    task: Task, rows: Sequence[TaskRow], asked: Asked, asking: Asking, keep_going: Callable[[bool], bool]
 ) -> list[RowPrediction]:
-    pad_token_id: Any = tokenizer.pad_token_id
+    pad_token_id: Any = asked.tokenizer.pad_token_id
     token_lists = generate(
         # A model with an adapter forwards everything to the PreTrainedModel it wraps.
-        cast("PreTrainedModel", model),
+        cast("PreTrainedModel", asked.model),
         [row.prompt_tokens for row in rows],
         max_new_tokens=task.metric.max_new_tokens,
-        stop_token_ids=stop_token_ids,
+        stop_token_ids=asked.stop_token_ids,
         # Padding is masked: any token serves a tokenizer that has none for it.
         pad_token_id=0 if pad_token_id is None else pad_token_id,
         keep_going=keep_going,
+        asking=asking,
     )
-    texts = tokenizer.batch_decode(token_lists, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    texts = asked.tokenizer.batch_decode(token_lists, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return [_answer(task, row, text) for row, text in zip(rows, texts, strict=True)]
 
 

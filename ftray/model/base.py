@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -165,6 +166,14 @@ def load_model(model: str, *, precision: str = "fp32") -> PreTrainedModel:
         loaded.set_attn_implementation(attention.NAME)
     loaded.config.use_cache = False
     return loaded
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Let every layer keep its input only, and run again in the backward pass."""
+    with warnings.catch_warnings():
+        # Newer versions of transformers call it activation_checkpointing_enable; older ones do not know that name.
+        warnings.filterwarnings("ignore", "`gradient_checkpointing_enable` is deprecated", FutureWarning)
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _incomplete(model: str, why: str) -> InputError:

@@ -21,10 +21,10 @@ def layout_for(model: nn.Module) -> Layout:
 
 
 def label_losses(model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
-    """Return the negative log-likelihood in nats [M], float32, of each labelled token of `batch`."""
-    return functional.cross_entropy(
-        label_logits(model, batch).float(), batch.targets, reduction="none", label_smoothing=label_smoothing
-    )
+    """Return the negative log-likelihood in nats [M], at least float32, of each labelled token of `batch`."""
+    logits = label_logits(model, batch)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return functional.cross_entropy(logits, batch.targets, reduction="none", label_smoothing=label_smoothing)
 
 
 def label_logits(model: nn.Module, batch: Batch) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,18 +29,8 @@ def attach_lora(base: nn.Module, method: MethodConfig, *, base_name: str, seed: 
     """Return `base` with a fresh adapter: A random (from `seed`), B zero, so that it still answers as the base."""
     from peft import LoraConfig, get_peft_model
 
-    names = {name.rsplit(".", 1)[-1] for name, module in base.named_modules() if _is_linear(module)}
-    if method.target_modules != "all-linear":
-        unknown = [target for target in method.target_modules if not _matches(base, target)]
-        if unknown:
-            raise InputError(
-                f"no layer of the model is named {unknown[0]!r}",
-                kind="unknown_target",
-                given=method.target_modules,
-                allowed=["all-linear", *sorted(names)],
-                hint="Use the last part of a linear layer's name, or all-linear.",
-                path="method.target_modules",
-            )
+    layers = [name for name, module in base.named_modules() if is_linear(module)]
+    require_targets(layers, method.target_modules)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=method.rank,
@@ -48,7 +38,7 @@ def attach_lora(base: nn.Module, method: MethodConfig, *, base_name: str, seed: 
         lora_dropout=method.dropout,
         use_rslora=method.rslora,
         target_modules=method.target_modules,
-        fan_in_fan_out=any(_is_transposed(module) for module in base.modules()),
+        fan_in_fan_out=any(is_transposed(module) for module in base.modules()),
     )
     from ftray.model.lora_linear import FoldedLoraLinear
 
@@ -62,26 +52,44 @@ def attach_lora(base: nn.Module, method: MethodConfig, *, base_name: str, seed: 
     return model  # type: ignore[no-any-return]
 
 
+def require_targets(layers: Sequence[str], target_modules: str | list[str]) -> None:
+    """Raise InputError `unknown_target` for a target that names none of the base's linear layers."""
+    if isinstance(target_modules, str):
+        return
+    unknown = [target for target in target_modules if not any(is_target(name, [target]) for name in layers)]
+    if unknown:
+        raise InputError(
+            f"no layer of the model is named {unknown[0]!r}",
+            kind="unknown_target",
+            given=target_modules,
+            allowed=["all-linear", *sorted({name.rsplit(".", 1)[-1] for name in layers})],
+            hint="Use the last part of a linear layer's name, or all-linear.",
+            path="method.target_modules",
+        )
+
+
+def is_target(name: str, target_modules: str | list[str]) -> bool:
+    """Return whether a linear layer is named by a job's `target_modules`; the output head is another question."""
+    if isinstance(target_modules, str):
+        return True
+    return any(name == target or name.endswith(f".{target}") for target in target_modules)
+
+
 def _as_number(alpha: float) -> int:
     # PEFT's type says int, its arithmetic takes floats; whole numbers stay whole in adapter_config.json.
     return int(alpha) if float(alpha).is_integer() else alpha  # type: ignore[return-value]
 
 
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or _is_transposed(module)
+def is_linear(module: nn.Module) -> bool:
+    """Return whether an adapter can be put on this module."""
+    return isinstance(module, nn.Linear) or is_transposed(module)
 
 
-def _is_transposed(module: nn.Module) -> bool:
+def is_transposed(module: nn.Module) -> bool:
     """Return whether this is GPT-2's linear layer, whose weight is stored as [in, out]."""
     from transformers.pytorch_utils import Conv1D
 
     return isinstance(module, Conv1D)
-
-
-def _matches(base: nn.Module, target: str) -> bool:
-    return any(
-        _is_linear(module) and (name == target or name.endswith(f".{target}")) for name, module in base.named_modules()
-    )
 
 
 def disk_name(parameter_name: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -17,14 +17,19 @@ from ftray.data.collate import Layout, collate
 from ftray.evaluate.config import Metric
 from ftray.evaluate.loss import mean_loss
 from ftray.evaluate.metrics import aggregate
-from ftray.evaluate.predict import predict_task
+from ftray.evaluate.predict import Asked, predict_slots, predict_task
 from ftray.evaluate.tasks import Task
+from ftray.model.bank import BASE
+from ftray.model.bank_peft import adapter_in_bank
 from ftray.selection import Candidate, select
 from ftray.train.batches import share_out
-from ftray.train.checkpoint import CheckpointWriter
+from ftray.train.checkpoint import CheckpointWriter, is_adapter
 from ftray.train.engine import Engine
 from ftray.train.health import require_finite_loss, require_finite_norm
 from ftray.train.state import Training
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 SEEDS_PER_STEP = 4096
 """Every rank of a step draws its own dropout."""
@@ -39,6 +44,26 @@ class Validation:
     tokenizer: Any
     stop_token_ids: tuple[int, ...]
     layout: Layout
+
+    def asked(self, engine: Engine) -> Asked:
+        """Return how the engine's model is asked."""
+        return Asked(
+            model=engine.model,
+            tokenizer=self.tokenizer,
+            stop_token_ids=self.stop_token_ids,
+            layout=self.layout,
+            group=engine.group,
+            synchronised=engine.synchronised,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """What the model of a checkpoint is worth on the validation rows."""
+
+    value: float
+    loss: float  # nats per label
+    base_value: float | None  # the untouched base's, where it was asked
 
 
 @dataclass(slots=True, kw_only=True)
@@ -105,16 +130,18 @@ def train(
 
         if plan.evaluates_at(progress.step):
             clock.train += clock.lap()
-            value, validation_loss = score(engine, validation)
-            decision = training.evaluated(value=value, validation_loss=validation_loss)
+            # The base does not change: once is enough.
+            scored = score(engine, validation, with_base=progress.base_value is None)
+            decision = training.evaluated(value=scored.value, validation_loss=scored.loss, base_value=scored.base_value)
             clock.evaluate += clock.lap()
             report(
                 {
                     "step": progress.step,
                     "epoch": training.epoch,
                     "kind": "evaluation",
-                    "val/loss": validation_loss,
-                    "val/accuracy": value,
+                    "val/loss": scored.loss,
+                    "val/accuracy": scored.value,
+                    **({} if scored.base_value is None else {"val/base_accuracy": scored.base_value}),
                 }
             )
             if decision.stop:
@@ -131,29 +158,37 @@ def train(
     return clock
 
 
-def score(engine: Engine, validation: Validation) -> tuple[float, float]:
-    """Return the task's value and the loss in nats per label on the validation rows (collective)."""
-    predictions = predict_task(
-        validation.task,
-        engine.model,
-        validation.tokenizer,
-        stop_token_ids=validation.stop_token_ids,
-        group=engine.group,
-        layout=validation.layout,
-        synchronised=engine.synchronised,
-    )
-    metric = validation.task.metric
+def score(engine: Engine, validation: Validation, *, with_base: bool = False) -> Score:
+    """Return the model's value and loss on the validation rows, and its base's value (collective).
+
+    The base is asked in the same batches, through a bank, where the weights are an adapter's and each process has them
+    whole; elsewhere it is not asked here.
+    """
+    asked, task = validation.asked(engine), validation.task
+    base_value = None
+    if with_base and shares_base(engine):
+        with adapter_in_bank(cast("PeftModel", engine.model)) as bank:
+            base, predictions = (answers[task.name] for answers in predict_slots([task], asked, bank, (BASE, 1)))
+        base_value = aggregate(task.metric, base)
+    else:
+        predictions = predict_task(task, asked)
+    value = aggregate(task.metric, predictions)
     if all(row.nll is not None for row in predictions):
         # The predictions hold what a second pass over the rows would measure.
-        return aggregate(metric, predictions), aggregate(Metric(metric="nll"), predictions)
+        return Score(value=value, loss=aggregate(Metric(metric="nll"), predictions), base_value=base_value)
     loss = mean_loss(
-        [row.example for row in validation.task.rows],
+        [row.example for row in task.rows],
         engine.model,
         group=engine.group,
         layout=validation.layout,
         synchronised=engine.synchronised,
     )
-    return aggregate(metric, predictions), loss
+    return Score(value=value, loss=loss, base_value=base_value)
+
+
+def shares_base(engine: Engine) -> bool:
+    """Return whether base and tuned model can answer in one batch: an adapter, whole in every process."""
+    return is_adapter(engine.model) and not engine.synchronised
 
 
 def best_step(training: Training) -> int | None:

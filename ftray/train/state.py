@@ -49,6 +49,7 @@ class Progress:
     loss_scale: float = 1.0
     good_steps: int = 0
     evaluations: list[EvaluationPoint] = field(default_factory=list)
+    base_value: float | None = None  # the untouched base's on the validation rows
     stopped: str | None = None  # reason of early stopping
     metric: str = ""  # digest of the metric that the evaluations' values are of
 
@@ -87,6 +88,7 @@ class Training:
         """Go on from saved progress. Values under another metric than this training's are forgotten."""
         if progress.metric != self.progress.metric:
             progress.evaluations = []
+            progress.base_value = None
             progress.metric = self.progress.metric
         self.progress = progress
 
@@ -135,9 +137,10 @@ class Training:
                 hint="Check method.target_modules, and that the examples have labels (ftray check shows the share).",
             )
 
-    def evaluated(self, *, value: float, validation_loss: float) -> StopDecision:
-        """Record an evaluation and decide whether to go on."""
+    def evaluated(self, *, value: float, validation_loss: float, base_value: float | None = None) -> StopDecision:
+        """Record an evaluation and decide whether to go on. `base_value`: the base's, where it was asked."""
         progress = self.progress
+        progress.base_value = progress.base_value if base_value is None else base_value
         assert progress.train_loss is not None, "an evaluation follows at least one step"
         progress.evaluations.append(
             EvaluationPoint(

@@ -10,8 +10,7 @@ from typing import Any
 
 from ftray.data.readers import read_source
 from ftray.evaluate.metrics import aggregate
-from ftray.evaluate.predict import predict_task
-from ftray.group import Alone
+from ftray.evaluate.predict import Asked, predict_task
 from ftray.job import LoadedJob, load_job
 from ftray.model.forward import layout_for
 from ftray.subject import load_tuned, subject_of_adapter
@@ -50,12 +49,11 @@ def grade_adapter(job_file: Path, adapter: Path) -> dict[str, Any]:
     _, final = build_tasks(job.job, datasets)
     model = load_tuned(subject_of_adapter(adapter, model=job.job.model))
     task = final.tasks[0]
-    answers = predict_task(
-        task,
-        model,
-        datasets.tokenization.tokenizer,
+    asked = Asked(
+        model=model,
+        tokenizer=datasets.tokenization.tokenizer,
         stop_token_ids=datasets.tokenization.stop_token_ids,
-        group=Alone(),
         layout=layout_for(model.get_base_model()),
     )
+    answers = predict_task(task, asked)
     return {"accuracy": aggregate(task.metric, answers), "graded_rows": len(answers)}

@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 from ftray.data.tokenization import Tokenization
 from ftray.errors import RunError
 from ftray.evaluate.config import Metric
-from ftray.evaluate.predict import RowPrediction, predict_task
+from ftray.evaluate.predict import Asked, RowPrediction, predict_task
 from ftray.evaluate.tasks import Task, build_task
 from ftray.group import Alone, Group
 
@@ -45,15 +45,15 @@ class ThreadGroup:
 
 
 def predict(task: Task, model: LlamaForCausalLM, tokenization: Tokenization, group: Group) -> list[RowPrediction]:
-    return predict_task(
-        task,
-        model,
-        tokenization.tokenizer,
+    asked = Asked(
+        model=model,
+        tokenizer=tokenization.tokenizer,
         stop_token_ids=tokenization.stop_token_ids,
-        group=group,
         layout="padded",
+        group=group,
         synchronised=group.size > 1,
     )
+    return predict_task(task, asked)
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.metric)

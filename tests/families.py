@@ -1,12 +1,9 @@
-"""Random models of several families, small enough to run in milliseconds, saved as ordinary folders."""
+"""The shapes of random models of several families, small enough to run in milliseconds."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import pytest
-import torch
 from transformers import (
     Gemma2Config,
     GemmaConfig,
@@ -33,17 +30,3 @@ FAMILIES: dict[str, PretrainedConfig] = {
     "gpt2": GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=1,
                        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Return a folder with a random model for each family."""
-    from transformers import AutoModelForCausalLM
-
-    folders = {}
-    for name, config in FAMILIES.items():
-        folders[name] = tmp_path_factory.mktemp(name)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            AutoModelForCausalLM.from_config(config).save_pretrained(folders[name])
-    return folders
