@@ -58,6 +58,7 @@ class Course:
     first_time: float = 0.0
     logged: dict[str, float] = field(default_factory=dict)
     validation: dict[str, float] = field(default_factory=dict)
+    base_value: float | None = None
 
     def take(self, line: dict[str, Any], now: float) -> None:
         """Note a line."""
@@ -68,6 +69,7 @@ class Course:
             self.logged = {name: line[key] for key, name in NAMES.items() if line.get(key) is not None}
         elif line["kind"] == "evaluation":
             self.validation = {key: line[key] for key in ("val/loss", "val/accuracy") if line.get(key) is not None}
+            self.base_value = line.get("val/base_accuracy", self.base_value)
 
     def seconds_left(self, now: float) -> float | None:
         """Return the time the remaining steps take at the pace so far; None before there is one."""
@@ -86,7 +88,8 @@ class Course:
         if not self.validation:
             return ""
         value = shown(self.metric, self.validation.get("val/accuracy"))
-        return f"validation loss {self.validation.get('val/loss', float('nan')):.4f}, {self.metric} {value}"
+        base = "" if self.base_value is None else f" (base {shown(self.metric, self.base_value)})"
+        return f"validation loss {self.validation.get('val/loss', float('nan')):.4f}, {self.metric} {value}{base}"
 
 
 def _number(name: str, value: float) -> str:

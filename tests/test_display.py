@@ -28,6 +28,13 @@ def event(number: int, text: str) -> dict[str, Any]:
     return {"step": number, "epoch": 0.0, "kind": "event", "event": text}
 
 
+def test_the_bases_value_is_told_once_and_kept() -> None:
+    course = Course("exact_match", total=100)
+    course.take({**evaluation(10), "val/base_accuracy": 0.25}, now=0.0)
+    course.take(evaluation(20), now=1.0)
+    assert course.validated() == "validation loss 0.2500, exact_match 87.5% (base 25.0%)"
+
+
 def test_the_time_left_counts_from_where_this_attempt_began() -> None:
     course = Course("exact_match", total=100)
     course.take(event(40, "resumed at step 40"), now=1000.0)

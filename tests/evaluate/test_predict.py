@@ -15,9 +15,13 @@ from transformers import LlamaForCausalLM
 from ftray.data.tokenization import Tokenization
 from ftray.errors import RunError
 from ftray.evaluate.config import Metric
-from ftray.evaluate.predict import Asked, RowPrediction, predict_task
+from ftray.evaluate.predict import Asked, RowPrediction, predict_slots, predict_task
 from ftray.evaluate.tasks import Task, build_task
 from ftray.group import Alone, Group
+from ftray.model.bank import BASE
+from ftray.model.bank_peft import adapter_in_bank
+from ftray.model.config import MethodConfig
+from ftray.model.lora import attach_lora, base_only
 
 EXPECTED = ["yes", "no, never", "maybe some other day, when the weather is better", "yes", "no"]
 METRICS = [Metric(max_new_tokens=6), Metric(metric="choice"), Metric(metric="nll"), Metric(metric="macro_f1")]
@@ -83,6 +87,44 @@ def test_ranks_share_the_rows_run_equally_often_and_all_know_everything(
     assert [row.prediction for row in first] == [row.prediction for row in alone]
     assert [row.score for row in first] == pytest.approx([row.score for row in alone])
     assert forwards[0] == forwards[1] > 0
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.metric)
+def test_base_and_tuned_answer_in_one_batch_what_they_answer_alone(
+    tiny_model: LlamaForCausalLM, tokenization: Tokenization, metric: Metric, task_of: Any
+) -> None:
+    task = task_of(tokenization, EXPECTED, metric)
+    model: Any = attach_lora(tiny_model, MethodConfig(rank=2), base_name="b", seed=0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(1))
+    tuned = predict(task, model, tokenization, Alone())
+    with base_only(model):
+        base = predict(task, model, tokenization, Alone())
+    forwards = 0
+
+    def count(*_: Any) -> None:
+        nonlocal forwards
+        forwards += 1
+
+    tiny_model.register_forward_hook(count)
+    asked = Asked(
+        model=model, tokenizer=tokenization.tokenizer, stop_token_ids=tokenization.stop_token_ids, layout="padded"
+    )
+    with adapter_in_bank(model) as bank:
+        together = predict_slots([task], asked, bank, (BASE, 1))
+    both = forwards
+    predict(task, model, tokenization, Alone())
+    assert both <= forwards - both + 1, "both took as many passes as one"
+    for alone, answers in zip((base, tuned), together, strict=True):
+        found = answers[task.name]
+        assert [row.prediction for row in found] == [row.prediction for row in alone]
+        assert [row.score for row in found] == pytest.approx([row.score for row in alone], rel=1e-4)
+    assert [row.score for row in base] != pytest.approx([row.score for row in tuned], rel=1e-4) or (
+        [row.prediction for row in base] != [row.prediction for row in tuned]
+    )
 
 
 def test_a_choice_is_graded_as_an_answer(

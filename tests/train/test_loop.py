@@ -22,7 +22,7 @@ from ftray.model.base import load_tokenizer
 from ftray.model.forward import layout_for
 from ftray.train.checkpoint import CheckpointWriter, find_checkpoints
 from ftray.train.engine import Engine
-from ftray.train.loop import Clock, Validation, best_step, train
+from ftray.train.loop import Clock, Validation, best_step, score, train
 from ftray.train.plan import Plan
 from ftray.train.state import Training
 from ftray.work import build_engine, build_model, build_tasks, describe, resume
@@ -112,6 +112,8 @@ def test_a_small_model_learns_the_task(learned: tuple[Trial, Clock]) -> None:
     assert last["train/loss"] < 0.5
     evaluations = trial.of_kind("evaluation")
     assert evaluations[-1]["val/accuracy"] > 0.9
+    # A fully trained model has no base at hand; its final comparison loads it.
+    assert all("val/base_accuracy" not in line for line in evaluations)
     assert evaluations[-1]["val/loss"] < evaluations[0]["val/loss"]
 
 
@@ -262,6 +264,15 @@ def undisturbed(prepare: Callable[..., Prepared], tmp_path_factory: pytest.TempP
     trial = job.trial(tmp_path_factory.mktemp("undisturbed"))
     trial.train()
     return job, trial
+
+
+def test_the_base_is_asked_once_in_the_first_evaluations_batches(undisturbed: tuple[Prepared, Trial]) -> None:
+    job, trial = undisturbed
+    first, *others = trial.of_kind("evaluation")
+    untrained = job.trial(trial.run.root.parent / "untrained")
+    expected = score(untrained.engine, untrained.validation)
+    assert first["val/base_accuracy"] == expected.value == trial.training.progress.base_value
+    assert all("val/base_accuracy" not in line for line in others)
 
 
 @pytest.mark.parametrize(
