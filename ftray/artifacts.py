@@ -83,15 +83,19 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON record; a damaged one is an error that names the file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path} is not JSON: {error}",
-            kind="bad_record",
-            file=str(path),
-            line=error.lineno,
-            hint="Move the file away; records are rewritten by the command that made them.",
-        ) from error
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise _not_json(path, error, getattr(error, "lineno", None)) from error
+
+
+def _not_json(path: Path, error: ValueError, line: int | None) -> InputError:
+    return InputError(
+        f"{path} is not JSON: {error}",
+        kind="bad_record",
+        file=str(path),
+        line=line,
+        hint="Move the file away; records are rewritten by the command that made them.",
+    )
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
@@ -103,11 +107,14 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
         raise _storage_error(path, error) from error
 
 
-def end_torn_line(path: Path) -> None:
-    """End a last line that a crash cut off, so that the next one starts on its own."""
-    if path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
-        with path.open("a", encoding="utf-8") as file:
-            file.write("\n")
+def drop_torn_line(path: Path) -> None:
+    """Cut off a last line that a crash has torn: it was never reported, and what follows must start on its own."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
 
 
 def canonical_json_line(record: dict[str, Any]) -> str:
@@ -116,18 +123,19 @@ def canonical_json_line(record: dict[str, Any]) -> str:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read JSON lines; a last line cut off by a crash is ignored."""
+    """Read JSON lines; a last line cut off by a crash, or still being written, is ignored.
+
+    Raises InputError `bad_record` for any other line that is no JSON.
+    """
     if not path.exists():
         return []
+    content = path.read_bytes()
     records = []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines):
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
         try:
             records.append(json.loads(line))
-        except json.JSONDecodeError:
-            # A crash can tear a line, and the next attempt appends after it; the torn line was never reported.
-            if number + 1 < len(lines) and not lines[number + 1].startswith("{"):
-                raise
+        except ValueError as error:
+            raise _not_json(path, error, number) from error
     return records
 
 

@@ -97,7 +97,7 @@ def check_resources(plan: Plan) -> dict[str, Any]:
         return {"where": f"the Ray cluster at {address}", "fits": None, "cpus": None, "gpus": None}
     from ftray.train.launch import require_resources
 
-    require_resources(plan, {"CPU": cpus, "GPU": gpus}, "this machine")
+    require_resources(plan, [{"CPU": cpus, "GPU": gpus}], "this machine")
     return {"where": "this machine", "fits": True, "cpus": cpus, "gpus": gpus}
 
 

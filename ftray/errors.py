@@ -83,3 +83,16 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     """Return the known word closest to `word`, or None when none is close."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return matches[0] if matches else None
+
+
+OUT_OF_MEMORY_HINT = "Lower train.micro_batch_size, turn on train.activation_checkpointing, or use a higher stage."
+
+
+def is_out_of_memory(error: BaseException | str) -> bool:
+    """Return whether an error, or the text of one from another process, says that memory ran out: torch's or Ray's."""
+    if isinstance(error, MemoryError):
+        return True
+    text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else error
+    # The last is torch's allocator on the host.
+    words = ("OutOfMemory", "out of memory", "low on memory", "not enough memory: you tried to allocate")
+    return any(word in text for word in words)

@@ -15,7 +15,15 @@ from ftray import __version__
 from ftray.artifacts import RunDirectory, digest_of, now, read_json, run_lock, write_json
 from ftray.data.audit import AuditReport
 from ftray.data.prepare import Datasets
-from ftray.errors import FAILURE_KINDS, FtrayError, InputError, Interrupted, RunError
+from ftray.errors import (
+    FAILURE_KINDS,
+    OUT_OF_MEMORY_HINT,
+    FtrayError,
+    InputError,
+    Interrupted,
+    RunError,
+    is_out_of_memory,
+)
 from ftray.follow import following
 from ftray.job import LoadedJob, run_directory, run_id_of
 from ftray.model.base import identify
@@ -191,6 +199,12 @@ def train_and_evaluate(loaded: LoadedJob, prepared: Prepared, display: Display) 
         outcome = failed_outcome("failed", RunError(error.message, kind="data", given=error.given, hint=error.hint))
     except OSError as error:
         outcome = failed_outcome("failed", RunError(f"the run could not go on: {error}", kind="unknown"))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        failure = RunError(f"out of memory: {first}", kind="oom", hint=OUT_OF_MEMORY_HINT)
+        outcome = failed_outcome("failed", failure)
     return result_record(loaded, prepared, outcome, started_at, started)
 
 

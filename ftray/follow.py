@@ -15,7 +15,8 @@ POLL_SECONDS = 0.5
 @contextmanager
 def following(metrics: Path, display: Callable[[dict[str, Any]], None]) -> Iterator[None]:
     """Pass every line that is appended inside this block to `display`, from a thread of its own."""
-    start = metrics.stat().st_size if metrics.exists() else 0
+    # Up to its last whole line: a torn one is cut off by the next attempt.
+    start = metrics.read_bytes().rfind(b"\n") + 1 if metrics.exists() else 0
     done = threading.Event()
     thread = threading.Thread(target=_follow, args=(metrics, start, display, done), daemon=True)
     thread.start()

@@ -58,11 +58,14 @@ def read_yaml(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
     if not isinstance(content, dict):
         raise _not_yaml(file, "it holds no keys", 1)
     lines: dict[str, int] = {}
-    for path, line in _lines(node, ""):
-        if path in lines:
-            # YAML would take the last one and forget the others.
-            raise _not_yaml(file, f"the key `{path}` stands there twice, first in line {lines[path]}", line)
-        lines[path] = line
+    try:
+        for path, line in _lines(node, ""):
+            if path in lines:
+                # YAML would take the last one and forget the others.
+                raise _not_yaml(file, f"the key `{path}` stands there twice, first in line {lines[path]}", line)
+            lines[path] = line
+    except RecursionError as error:
+        raise _not_yaml(file, "an alias (*name) stands inside what it names", None) from error
     return content, lines
 
 

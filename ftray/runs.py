@@ -24,8 +24,24 @@ def list_runs(storage: Path) -> list[dict[str, Any]]:
     """Return what `ftray runs` says of every run, the newest first. No folder, no runs."""
     if not storage.is_dir():
         return []
-    runs = [describe_run(RunDirectory(folder)) for folder in storage.iterdir() if (folder / "job.json").is_file()]
+    runs = [_described(RunDirectory(folder)) for folder in storage.iterdir() if (folder / "job.json").is_file()]
     return sorted(runs, key=lambda run: (run["updated_at"], run["path"]), reverse=True)
+
+
+def _described(run: RunDirectory) -> dict[str, Any]:
+    """Describe a run; one whose records are damaged must not hide the others."""
+    try:
+        return describe_run(run)
+    except (InputError, KeyError, TypeError):
+        return {
+            "run_id": "",
+            "name": run.root.name,
+            "status": "damaged",
+            "verdict": "none",
+            "path": str(run.root.resolve()),
+            "updated_at": timestamp(datetime.fromtimestamp(run.job.stat().st_mtime, UTC)),
+            "smoke": False,
+        }
 
 
 def describe_run(run: RunDirectory) -> dict[str, Any]:

@@ -22,6 +22,7 @@ VERDICTS = {
     "none": ("no verdict", "bold"),
 }
 STATUS_STYLES = {
+    "damaged": "red",
     "completed": "green",
     "early_stopped": "green",
     "running": "cyan",

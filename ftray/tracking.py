@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from ftray.artifacts import append_line, end_torn_line, now, read_lines
+from ftray.artifacts import append_line, drop_torn_line, now, read_lines
 from ftray.errors import InputError
 
 TrackerName = Literal["tensorboard", "mlflow", "wandb"]
@@ -94,7 +94,7 @@ class Tracker:
     """The one writer of a run's metrics.jsonl, and its mirrors. Opened by rank 0 only."""
 
     def __init__(self, metrics: Path, *, attempt: int, mirrors: list[Mirror], also: Callable[[dict[str, Any]], None]):
-        end_torn_line(metrics)
+        drop_torn_line(metrics)
         self.metrics = metrics
         self.attempt = attempt
         self._mirrors = mirrors

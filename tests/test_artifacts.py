@@ -21,6 +21,7 @@ from ftray.artifacts import (
     canonical_json,
     digest_file,
     digest_of,
+    drop_torn_line,
     jsonable,
     now,
     read_json,
@@ -145,17 +146,19 @@ def test_a_line_torn_by_a_crash_is_ignored(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('{"step": 1, "lo')
     assert read_lines(path) == [{"step": 0}]
+    drop_torn_line(path)
     append_line(path, {"step": 1})
     append_line(path, {"step": 2})
-    assert read_lines(path)[0] == {"step": 0}
-    assert read_lines(path)[-1] == {"step": 2}
+    assert read_lines(path) == [{"step": 0}, {"step": 1}, {"step": 2}]
+    assert path.read_text().count("lo") == 0
 
 
 def test_text_that_is_no_record_is_not_ignored(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 0}\nhello\nworld\n{"step": 1}\n')
-    with pytest.raises(json.JSONDecodeError):
+    with pytest.raises(InputError, match="not JSON") as caught:
         read_lines(path)
+    assert (caught.value.kind, caught.value.line) == ("bad_record", 2)
 
 
 def test_a_run_directory_has_the_names_of_the_contract(tmp_path: Path) -> None:

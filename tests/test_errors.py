@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from ftray.errors import FAILURE_KINDS, FtrayError, InputError, Interrupted, RunError, nearest
+from ftray.errors import FAILURE_KINDS, FtrayError, InputError, Interrupted, RunError, is_out_of_memory, nearest
 
 FIELDS = {
     "kind": "bad_value",
@@ -44,6 +44,18 @@ def test_fields_that_are_not_given_are_empty() -> None:
 
 def test_failure_kinds_are_those_of_the_contract() -> None:
     assert FAILURE_KINDS == ("oom", "data", "node", "communication", "nonfinite", "nothing_learned", "unknown")
+
+
+def test_memory_that_ran_out_is_recognised_whoever_says_so() -> None:
+    import torch
+
+    with pytest.raises(RuntimeError) as on_the_host:
+        torch.empty(2**58)
+    assert is_out_of_memory(on_the_host.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."))
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory("ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.")
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 def test_nearest_finds_what_was_meant_and_nothing_far_fetched() -> None:

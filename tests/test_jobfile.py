@@ -67,6 +67,12 @@ def test_what_is_no_float_stays_what_it_is(tmp_path: Path, text: str, value: obj
     assert type(content["x"]) is type(value)
 
 
+def test_an_alias_inside_itself_is_refused(tmp_path: Path) -> None:
+    error = refused(tmp_path, "name: x\ndata: &data\n  train: *data\n")
+    assert error.kind == "not_yaml"
+    assert "alias" in error.message
+
+
 def test_every_key_knows_its_line(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(JOB + "evaluate:\n  general:\n    - name: a\n      path: b\n")
     _, lines = read_yaml(tmp_path / "job.yaml")

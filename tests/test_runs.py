@@ -38,6 +38,15 @@ def test_a_list_of_runs_says_how_each_ended(storage: Path) -> None:
     assert runs["a"]["updated_at"].endswith("Z")
 
 
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"run_id": 3}'])
+def test_a_damaged_run_does_not_hide_the_others(storage: Path, content: str) -> None:
+    (storage / "broken").mkdir()
+    (storage / "broken" / "job.json").write_text(content)
+    runs = list_runs(storage)
+    assert len(runs) == 4
+    assert [(run["name"], run["verdict"]) for run in runs if run["status"] == "damaged"] == [("broken", "none")]
+
+
 def test_a_run_that_a_process_holds_is_running_whatever_it_was_before(storage: Path) -> None:
     for folder in ("one-aaaaaaaaaaaa", "two-bbbbbbbbbbbb"):
         with run_lock(storage / folder / ".driver.lock"):

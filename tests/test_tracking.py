@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from ftray.artifacts import append_line, read_lines
 from ftray.errors import InputError
+from ftray.follow import following
 from ftray.tracking import MODULES, Tracker, current_lines, next_attempt, open_mirrors, require_trackers
 
 
@@ -100,3 +102,14 @@ def test_what_follows_a_torn_line_is_kept(tmp_path: Path) -> None:
     tracker = Tracker(metrics, attempt=2, mirrors=[], also=lambda line: None)
     tracker.report({"step": 1, "epoch": 0.1, "kind": "event", "event": "resumed"})
     assert [line["attempt"] for line in read_lines(metrics)] == [1, 2]
+    assert all(json.loads(line) for line in metrics.read_text().splitlines())
+
+
+def test_who_follows_a_torn_file_sees_the_next_line_whole(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"attempt": 1, "step": 1, "kind": "step"}\n{"attempt": 1, "st')
+    seen: list[dict[str, Any]] = []
+    with following(metrics, seen.append):
+        tracker = Tracker(metrics, attempt=2, mirrors=[], also=lambda line: None)
+        tracker.report({"step": 1, "epoch": 0.1, "kind": "event", "event": "resumed"})
+    assert [line["event"] for line in seen] == ["resumed"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import json
 import re
 from collections import Counter
@@ -84,7 +85,7 @@ def check_metric(metric: Metric, *, path: str) -> None:
 def load_function(name: str) -> Function:
     """Import a user's metric "module:function" once."""
     module_name, _, function_name = name.partition(":")
-    hint = "Put the module beside where you run ftray, or install it; PYTHONPATH is searched."
+    hint = "Put the module beside the job file, or install it; PYTHONPATH is searched, too."
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
@@ -99,7 +100,24 @@ def load_function(name: str) -> Function:
             allowed=sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_")),
             hint="Name a function that takes (prediction, expected) and returns a number from 0 to 1.",
         )
+    _require_two_arguments(function, name)
     return function
+
+
+def _require_two_arguments(function: Function, name: str) -> None:
+    try:
+        inspect.signature(function).bind("prediction", "expected")
+    except TypeError as error:
+        raise InputError(
+            f"The metric '{name}' cannot be called with a prediction and an expected answer: {error}.",
+            kind="bad_metric",
+            given=name,
+            allowed="a function taking (prediction, expected) and returning a number from 0 to 1",
+            hint="Give it these two parameters.",
+        ) from error
+    except ValueError:
+        # Built-in functions do not tell their parameters; calling them will.
+        return
 
 
 def grade(metric: Metric, prediction: str, expected: str) -> Graded:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,14 +19,18 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from ftray.artifacts import read_json, write_json
-from ftray.errors import FAILURE_KINDS, FtrayError, InputError, RunError
+from ftray.errors import FAILURE_KINDS, OUT_OF_MEMORY_HINT, FtrayError, InputError, RunError, is_out_of_memory
 from ftray.train.memory import MALLOC_ENVIRONMENT
 from ftray.train.plan import Plan
 
 OBJECT_STORE_BYTES = 300 * 2**20
 """Embedded Ray's object store: records and results pass through it, never weights or data."""
 ERROR_NOTE = ".worker-error.json"
+PASSED_ON = ("HF_HUB_", "HF_TOKEN", "HF_ENDPOINT", "MLFLOW_", "WANDB_")
+"""Environment of the driver that workers get, wherever they are: accounts and places of services."""
 Worker = Callable[[dict[str, Any]], dict[str, Any]]
+Resources = Mapping[str, float]
+"""What a node has, by Ray's names: CPU, GPU."""
 
 
 def require_place(plan: Plan) -> None:
@@ -35,10 +39,10 @@ def require_place(plan: Plan) -> None:
     Looks at the running Ray, or the cluster of RAY_ADDRESS, or this machine, where Ray would be started.
     """
     if not ray.is_initialized() and os.environ.get("RAY_ADDRESS") is None:
-        require_resources(plan, {"CPU": float(os.cpu_count() or 1), "GPU": float(_gpus())}, "this machine")
+        require_resources(plan, [{"CPU": float(os.cpu_count() or 1), "GPU": float(_gpus())}], "this machine")
         return
     connect()
-    require_resources(plan, ray.cluster_resources(), "the Ray cluster")
+    require_resources(plan, cluster_nodes(), "the Ray cluster")
 
 
 def connect() -> bool:
@@ -74,16 +78,22 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-def require_resources(plan: Plan, there: dict[str, Any], where: str) -> None:
-    """Refuse more workers than `there` can ever hold."""
-    cpus, gpus = float(there.get("CPU", 0)), float(there.get("GPU", 0))
-    need_cpus, need_gpus = plan.min_workers * plan.cpus_per_worker, plan.min_workers * plan.gpus_per_worker
-    if need_cpus <= cpus and need_gpus <= gpus:
+def cluster_nodes() -> list[Resources]:
+    """Return what each living node of the connected Ray has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def require_resources(plan: Plan, nodes: Sequence[Resources], where: str) -> None:
+    """Refuse more workers than these nodes can ever hold: a worker stands on one node, whole."""
+    most = sum(_fitting_workers(plan, node) for node in nodes)
+    if plan.min_workers <= most:
         return
-    most = int(min(cpus // plan.cpus_per_worker, gpus // plan.gpus_per_worker if plan.gpus_per_worker else cpus))
+    cpus, gpus = (sum(float(node.get(kind, 0)) for node in nodes) for kind in ("CPU", "GPU"))
+    need_cpus, need_gpus = plan.min_workers * plan.cpus_per_worker, plan.min_workers * plan.gpus_per_worker
+    nodes_word = f" on {len(nodes)} nodes" if len(nodes) > 1 else ""
     raise InputError(
         f"{plan.min_workers} workers need {need_cpus:g} CPUs and {need_gpus:g} GPUs; "
-        f"{where} has {cpus:g} CPUs and {gpus:g} GPUs",
+        f"{where} has {cpus:g} CPUs and {gpus:g} GPUs{nodes_word}, room for {most}",
         kind="too_few_resources",
         given={"workers": plan.min_workers, "cpus": need_cpus, "gpus": need_gpus},
         allowed={"workers": most, "cpus": cpus, "gpus": gpus},
@@ -94,13 +104,20 @@ def require_resources(plan: Plan, there: dict[str, Any], where: str) -> None:
     )
 
 
+def _fitting_workers(plan: Plan, node: Resources) -> int:
+    fits = [float(node.get("CPU", 0)) / plan.cpus_per_worker]
+    if plan.gpus_per_worker:
+        fits.append(float(node.get("GPU", 0)) / plan.gpus_per_worker)
+    return int(min(fits) + 1e-9)
+
+
 def launch(worker: Worker, payload: dict[str, Any], *, plan: Plan, run: Path) -> dict[str, Any]:
     """Run `worker(payload)` on every worker; return rank 0's small dict.
 
     Raises the FtrayError a worker raised, or RunError `node` when workers were lost more often than allowed.
     """
     started_here = connect()
-    require_resources(plan, ray.cluster_resources(), "the Ray cluster")
+    require_resources(plan, cluster_nodes(), "the Ray cluster")
     note = run / ERROR_NOTE
     note.unlink(missing_ok=True)
     # The stubs that ray.train exports are those of its first version; at run time these are the second's.
@@ -164,8 +181,11 @@ def _worker_environment(plan: Plan) -> dict[str, str]:
     environment = {"TOKENIZERS_PARALLELISM": "false", "GOMP_SPINCOUNT": "10000", **MALLOC_ENVIRONMENT}
     if not plan.gpus_per_worker:
         environment["DS_ACCELERATOR"] = "cpu"
-    passed = ("HF_HUB_OFFLINE", "HF_HOME", "FTRAY_SHARED", "CXX", "PATH", "PYTHONPATH")
-    return environment | {name: os.environ[name] for name in passed if name in os.environ}
+    passed = {name for name in os.environ if name.startswith(PASSED_ON)}
+    if os.environ.get("RAY_ADDRESS") is None:
+        # On another machine these name other places, or nothing.
+        passed |= {"CXX", "HF_HOME", "PATH", "PYTHONPATH"} & os.environ.keys()
+    return environment | {name: os.environ[name] for name in sorted(passed)}
 
 
 def _run_worker(config: dict[str, Any]) -> dict[str, Any] | FtrayError | None:
@@ -202,11 +222,8 @@ def _cause(error: Exception) -> RunError:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     last = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "unknown")
     # Not "OOM": Ray's sentence about any killed worker names the kernel's OOM killer among the possible causes.
-    if "OutOfMemory" in text or "out of memory" in text or "low on memory" in text:
-        kind, hint = (
-            "oom",
-            "Lower train.micro_batch_size, turn on train.activation_checkpointing, or use a higher stage.",
-        )
+    if is_out_of_memory(text):
+        kind, hint = "oom", OUT_OF_MEMORY_HINT
     elif any(word in text for word in ("ActorDied", "actor died", "actor is dead", "NodeDied", "WorkerHealthCheck")):
         kind, hint = "node", "Workers were lost more often than compute.max_failures allows; the same command resumes."
     elif "gloo" in text.lower() or "nccl" in text.lower():

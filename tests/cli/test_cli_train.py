@@ -93,6 +93,25 @@ def test_sigterm_is_an_interruption(training: subprocess.Popen[str], job_folder:
     assert [run["status"] for run in ftray("runs", "--json").document["runs"]] == ["interrupted"]
 
 
+def test_memory_that_runs_out_is_a_failed_run_with_a_hint(
+    job_folder: Path, ftray: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from ftray.train.engine import TorchEngine
+
+    # A real allocation that no machine can serve, where a forward pass would allocate.
+    monkeypatch.setattr(TorchEngine, "accumulate", lambda *args, **kwargs: [torch.empty(2**58)])
+    answer = ftray("train", job_folder / "job.yaml", "--json")
+    assert answer.exit_code == 1
+    assert answer.document["status"] == "failed"
+    assert answer.document["failure"]["kind"] == "oom"
+    assert "micro_batch_size" in answer.document["failure"]["message"]
+    monkeypatch.undo()
+    again = ftray("train", job_folder / "job.yaml", "--json")
+    assert (again.exit_code, again.document["status"]) == (0, "completed")
+
+
 def test_a_failed_run_exits_1_with_its_result(job_folder: Path, ftray: Command) -> None:
     answer = ftray("train", "job.yaml", "--set", "train.learning_rate=1.0e+38", "--json")
     assert answer.exit_code == 1, answer.stderr

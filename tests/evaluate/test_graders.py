@@ -97,6 +97,7 @@ def test_a_function_of_the_user_grades(tmp_path: Path, monkeypatch: pytest.Monke
         "def first_letter(prediction, expected):\n    return prediction[:1] == expected[:1]\n"
         "def half(prediction, expected):\n    return 0.5\n"
         "def ten(prediction, expected):\n    return 10\n"
+        "def alone(prediction):\n    return 1\n"
         "constant = 3\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -108,7 +109,10 @@ def test_a_function_of_the_user_grades(tmp_path: Path, monkeypatch: pytest.Monke
     assert raised.value.kind == "bad_metric"
     with pytest.raises(InputError, match="no function 'halve'") as raised:
         load_function("my_graders:halve")
-    assert raised.value.allowed == ["first_letter", "half", "ten"]
+    assert raised.value.allowed == ["alone", "first_letter", "half", "ten"]
+    with pytest.raises(InputError, match="too many positional arguments") as raised:
+        load_function("my_graders:alone")
+    assert raised.value.kind == "bad_metric"
     with pytest.raises(InputError, match="no function 'constant'"):
         load_function("my_graders:constant")
     with pytest.raises(InputError, match="cannot be imported"):

@@ -18,7 +18,7 @@ from ftray.errors import InputError, RunError
 from ftray.finetune import check, finetune, write_records
 from ftray.job import LoadedJob, run_directory, run_id_of
 from ftray.tracking import current_lines
-from ftray.train.launch import connect, launch, require_place, require_resources
+from ftray.train.launch import _worker_environment, connect, launch, require_place, require_resources
 from ftray.work import WorkOrder, work
 
 pytestmark = [
@@ -213,19 +213,24 @@ def test_a_connection_that_is_there_is_used(tiny: ModuleType, cluster: None) -> 
 @pytest.mark.parametrize(
     ("there", "changes", "most"),
     [
-        ({"CPU": 3.0}, {}, None),
-        ({"CPU": 2.0}, {}, 2),
-        ({"CPU": 0.0}, {}, 0),
-        ({"CPU": 8.0}, {"gpus_per_worker": 1.0}, 0),
-        ({"CPU": 8.0, "GPU": 2.0}, {"gpus_per_worker": 1.0}, 2),
-        ({"CPU": 8.0, "GPU": 3.0}, {"gpus_per_worker": 1.0}, None),
-        ({"CPU": 8.0}, {"cpus_per_worker": 4.0}, 2),
-        ({"CPU": 1.0}, {"min_workers": 1}, None),
+        ([{"CPU": 3.0}], {}, None),
+        ([{"CPU": 2.0}], {}, 2),
+        ([{"CPU": 0.0}], {}, 0),
+        ([{"CPU": 8.0}], {"gpus_per_worker": 1.0}, 0),
+        ([{"CPU": 8.0, "GPU": 2.0}], {"gpus_per_worker": 1.0}, 2),
+        ([{"CPU": 8.0, "GPU": 3.0}], {"gpus_per_worker": 1.0}, None),
+        ([{"CPU": 8.0}], {"cpus_per_worker": 4.0}, 2),
+        ([{"CPU": 1.0}], {"min_workers": 1}, None),
+        # Enough in all, but a worker stands on one node.
+        ([{"CPU": 2.0}] * 6, {"cpus_per_worker": 4.0}, 0),
+        ([{"CPU": 5.0}] * 2, {"cpus_per_worker": 3.0}, 2),
+        ([{"CPU": 1.0, "GPU": 1.0}, {"CPU": 9.0}], {"gpus_per_worker": 1.0}, 1),
+        ([{"CPU": 2.0}, {"CPU": 1.0}], {}, None),
     ],
     ids=str,
 )
 def test_what_a_cluster_can_hold(
-    tiny: ModuleType, there: dict[str, float], changes: dict[str, Any], most: int | None
+    tiny: ModuleType, there: list[dict[str, float]], changes: dict[str, Any], most: int | None
 ) -> None:
     plan = replace(tiny.plan(workers=3), **changes)
     require: Callable[[], None] = lambda: require_resources(plan, there, "the cluster")  # noqa: E731
@@ -236,3 +241,16 @@ def test_what_a_cluster_can_hold(
         require()
     assert caught.value.allowed["workers"] == most
     assert ("workers: 0" if most == 0 else f"to {most} or fewer") in caught.value.hint
+
+
+def test_workers_elsewhere_get_accounts_and_no_paths(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "key")
+    monkeypatch.setenv("HF_TOKEN", "token")
+    monkeypatch.setenv("PYTHONPATH", "/here")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    here = _worker_environment(tiny.plan(workers=1))
+    assert (here["WANDB_API_KEY"], here["HF_TOKEN"], here["PYTHONPATH"]) == ("key", "token", "/here")
+    monkeypatch.setenv("RAY_ADDRESS", "ray.example:6379")
+    elsewhere = _worker_environment(tiny.plan(workers=1))
+    assert (elsewhere["WANDB_API_KEY"], elsewhere["HF_TOKEN"]) == ("key", "token")
+    assert not {"PATH", "PYTHONPATH", "HF_HOME", "CXX"} & elsewhere.keys()
