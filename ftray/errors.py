@@ -94,5 +94,5 @@ def is_out_of_memory(error: BaseException | str) -> bool:
         return True
     text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else error
     # The last is torch's allocator on the host.
-    words = ("OutOfMemory", "out of memory", "low on memory", "not enough memory: you tried to allocate")
+    words = ("OutOfMemory", "out of memory", "low on memory", "memory: you tried to allocate")
     return any(word in text for word in words)

@@ -29,6 +29,7 @@ class FlatIndex:
     gather: Tensor  # [T] index into N*L
     num_examples: int
     width: int
+    is_uniform: bool  # all examples are equally long: spreading is a view, nothing is copied
 
 
 def flat_index(lengths: Sequence[int], device: torch.device) -> FlatIndex:
@@ -41,7 +42,7 @@ def flat_index(lengths: Sequence[int], device: torch.device) -> FlatIndex:
     # Not another example's token: masked attention still multiplies by 0, and 0 times a broken example's NaN is NaN.
     spread = (starts[:, None] + torch.minimum(offsets[None, :], sizes[:, None] - 1)).reshape(-1)
     gather = inside.reshape(-1).nonzero().squeeze(1)
-    return FlatIndex(spread.to(device), gather.to(device), len(lengths), width)
+    return FlatIndex(spread.to(device), gather.to(device), len(lengths), width, is_uniform=min(lengths) == width)
 
 
 class _Spread(torch.autograd.Function):
@@ -74,7 +75,7 @@ def _spread_heads(states: Tensor, index: FlatIndex) -> Tensor:
     """[1, heads, T, dim] -> [N, heads, L, dim]."""
     heads, dim = states.shape[1], states.shape[3]
     rows = states[0].transpose(0, 1).reshape(-1, heads * dim)
-    spread: Tensor = _Spread.apply(rows, index)  # type: ignore[no-untyped-call]
+    spread: Tensor = rows if index.is_uniform else _Spread.apply(rows, index)  # type: ignore[no-untyped-call]
     return spread.view(index.num_examples, index.width, heads, dim).transpose(1, 2)
 
 
@@ -104,7 +105,9 @@ def attention_forward(
     queries, keys, values = (_spread_heads(states, flat) for states in (query, key, value))
     output, _ = sdpa_attention_forward(module, queries, keys, values, mask, **kwargs)  # [N, L, heads, dim]
     heads, dim = output.shape[2], output.shape[3]
-    rows: Tensor = _Gather.apply(output.reshape(-1, heads * dim), flat)  # type: ignore[no-untyped-call]
+    rows = output.reshape(-1, heads * dim)
+    if not flat.is_uniform:
+        rows = _Gather.apply(rows, flat)  # type: ignore[no-untyped-call]
     return rows.view(1, -1, heads, dim), None
 
 

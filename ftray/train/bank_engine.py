@@ -1,23 +1,25 @@
 """Gradients and AdamW steps for the slots of an adapter bank: every slot a training of its own, in one pass for all.
 
 Learning rate, step count, clipping and the guard against non-finite gradients are per slot; a slot that does not take
-part in a step is left as it is. The arithmetic is torch.optim.AdamW's (Loshchilov & Hutter 2019, arXiv:1711.05101).
+part in a step is left as it is. The optimizer is torch's AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), with each
+slot's row as a parameter.
 Shapes: S slots, P numbers of a slot.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ftray.data.collate import Batch
 from ftray.model.bank import Adapter, Bank, Factors
 from ftray.model.forward import label_losses
-from ftray.train.engine import BETAS, EPSILON, autocast
+from ftray.train.engine import BETAS, EPSILON, MOMENTS, autocast
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +41,13 @@ class BankEngine:
         self.precision = precision
         self.exp_avg = torch.zeros_like(bank.weights)  # [S, P]
         self.exp_avg_sq = torch.zeros_like(bank.weights)  # [S, P]
-        self.steps = torch.zeros(bank.slots, dtype=torch.float64, device=bank.device)  # [S]
-        self.weight_decay = torch.full((bank.slots,), weight_decay, dtype=torch.float64, device=bank.device)
+        self.steps = torch.zeros(bank.slots, device=bank.device)  # [S]
+        # One parameter a slot, its row: the optimizer works on the bank's own numbers.
+        rows = [nn.Parameter(row) for row in bank.weights]
+        groups = [{"params": [row], "lr": 0.0, "weight_decay": weight_decay} for row in rows]
+        self._optimizer = torch.optim.AdamW(groups, betas=BETAS, eps=EPSILON, fused=True)
+        for row, step, exp_avg, exp_avg_sq in zip(rows, self.steps, self.exp_avg, self.exp_avg_sq, strict=True):
+            self._optimizer.state[row] = {"step": step, MOMENTS[0]: exp_avg, MOMENTS[1]: exp_avg_sq}
 
     def accumulate(
         self,
@@ -58,7 +65,7 @@ class BankEngine:
         bank = self.bank
         _train_adapters_only(bank.model)
         example_slots = torch.tensor(slots, device=bank.device)
-        shares = torch.tensor([1.0 / normalisers[slot] for slot in slots], device=bank.device)
+        shares = torch.tensor([1.0 / normalisers[slot] for slot in slots], dtype=bank.dtype, device=bank.device)
         with bank.asking(slots, batch.padded_lengths, dropout_seeds=dropout_seeds):
             with autocast(self.precision, bank.device):
                 losses = label_losses(bank.model, batch.to(bank.device))  # [M]
@@ -78,50 +85,23 @@ class BankEngine:
         """
         bank, slots = self.bank, sorted(learning_rates)
         gradients = bank.ensure_gradients()
-        rows = torch.tensor([slot - 1 for slot in slots], device=bank.device)
-        everyone = len(slots) == bank.slots
-        grads = gradients if everyone else gradients.index_select(0, rows)  # [K, P]
-        norms = torch.linalg.vector_norm(grads, dim=1)  # [K]
+        norms = torch.linalg.vector_norm(gradients, dim=1)  # [S]
         limits = [max_grad_norm if isinstance(max_grad_norm, int | float) else max_grad_norm[slot] for slot in slots]
-        self._clip(grads, norms, limits)
-        finite = norms.isfinite()
-        if everyone and bool(finite.all()):
-            self._update(slice(None), grads, self._column([learning_rates[slot] for slot in slots]))
-        else:
-            kept = finite.nonzero().squeeze(1)
-            rates = self._column([learning_rates[slot] for slot in slots]).index_select(0, kept)
-            self._update(rows.index_select(0, kept), grads.index_select(0, kept), rates)
+        told = norms.tolist()
+        for slot, limit in zip(slots, limits, strict=True):
+            group, norm, row = self._optimizer.param_groups[slot - 1], told[slot - 1], slot - 1
+            if not math.isfinite(norm):
+                continue
+            group["lr"] = learning_rates[slot]
+            (parameter,) = group["params"]
+            parameter.grad = gradients[row]
+            if limit and norm > limit:
+                # As torch.nn.utils.clip_grad_norm_ does.
+                parameter.grad.mul_(limit / (norms[row] + 1e-6))
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
         gradients.zero_()
-        return dict(zip(slots, norms.tolist(), strict=True))
-
-    def _column(self, values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=self.bank.device)[:, None]
-
-    def _clip(self, grads: Tensor, norms: Tensor, limits: list[float]) -> None:
-        """Scale rows down to their limit, as torch.nn.utils.clip_grad_norm_ does."""
-        if not any(limits):
-            return
-        limit = self._column([each or float("inf") for each in limits]).squeeze(1)
-        factor = (limit / (norms.double() + 1e-6)).clamp(max=1.0)
-        grads.mul_(factor[:, None].to(grads.dtype))
-
-    def _update(self, rows: slice | Tensor, grads: Tensor, rates: Tensor) -> None:
-        """Apply AdamW to these rows."""
-        in_place = isinstance(rows, slice)
-        weights, exp_avg, exp_avg_sq = (state[rows] for state in (self.bank.weights, self.exp_avg, self.exp_avg_sq))
-        self.steps[rows] += 1.0
-        steps = self.steps[rows][:, None]
-        dtype = weights.dtype
-        decay = (1.0 - rates * self.weight_decay[rows][:, None]).to(dtype)
-        step_size = (rates / (1.0 - BETAS[0] ** steps)).to(dtype)
-        correction = (1.0 - BETAS[1] ** steps).sqrt().to(dtype)
-        weights.mul_(decay)
-        exp_avg.lerp_(grads, 1.0 - BETAS[0])
-        exp_avg_sq.mul_(BETAS[1]).addcmul_(grads, grads, value=1.0 - BETAS[1])
-        denominator = exp_avg_sq.sqrt().div_(correction).add_(EPSILON)
-        weights.sub_(exp_avg.div(denominator).mul_(step_size))
-        if not in_place:
-            self.bank.weights[rows], self.exp_avg[rows], self.exp_avg_sq[rows] = weights, exp_avg, exp_avg_sq
+        return {slot: told[slot - 1] for slot in slots}
 
     # One training, in and out
 
@@ -129,13 +109,15 @@ class BankEngine:
         """Begin a training with what the slot holds now."""
         for state in (self.exp_avg, self.exp_avg_sq, self.steps):
             state[slot - 1] = 0.0
-        self.weight_decay[slot - 1] = weight_decay
+        self._optimizer.param_groups[slot - 1]["weight_decay"] = weight_decay
 
     def fork(self, source: int, target: int) -> None:
         """Copy one slot's training, adapter and all, into another slot."""
         self.bank.fork(source, target)
-        for state in (self.exp_avg, self.exp_avg_sq, self.steps, self.weight_decay):
+        for state in (self.exp_avg, self.exp_avg_sq, self.steps):
             state[target - 1] = state[source - 1]
+        groups = self._optimizer.param_groups
+        groups[target - 1]["weight_decay"] = groups[source - 1]["weight_decay"]
 
     def state(self, slot: int) -> SlotState:
         """Return copies of one training's numbers."""

@@ -32,7 +32,7 @@ from ftray.job import load_job
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "ray", "deepspeed", "datasets")
-MOST_REPEATED = 1.005
+MOST_REPEATED = 1.02
 
 
 def main() -> None:
@@ -152,7 +152,7 @@ class Bench:
             task = self.task(seed, self.settings.get("max_steps"))
             pair = [told(self.ftray(task, headline)()), told(self.trl(task, self.best_trl)())]
             assert len({run.steps for run in pair}) == 1, "the sides took other steps"
-            # A distributed sampler repeats a few rows, so that every process has equally many.
+            # A distributed sampler repeats or leaves out a few rows, so that every process has equally many.
             most, least = max(run.tokens for run in pair), min(run.tokens for run in pair)
             assert most <= MOST_REPEATED * least or task.max_steps, f"the sides saw other tokens: {least} and {most}"
             for run in pair:

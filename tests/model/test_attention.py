@@ -51,9 +51,12 @@ def alone(folder: Path, examples: Sequence[TokenizedExample]) -> Tensor:
     return torch.cat(rows)
 
 
+@pytest.mark.parametrize("lengths", [LENGTHS, [9] * 4], ids=["mixed", "equal"])
 @pytest.mark.parametrize("family", [*FLAT, "gemma2"])
-def test_a_batch_has_the_logits_of_its_examples_alone(families: dict[str, Path], family: str) -> None:
-    examples = random_examples(LENGTHS)
+def test_a_batch_has_the_logits_of_its_examples_alone(
+    families: dict[str, Path], family: str, lengths: list[int]
+) -> None:
+    examples = random_examples(lengths)
     model = load_model(str(families[family])).eval()
     expected = alone(families[family], examples)
     layout = layout_for(model)
@@ -88,9 +91,10 @@ def test_an_example_never_sees_another(families: dict[str, Path], family: str) -
     assert not torch.equal(before[~same], after[~same])
 
 
+@pytest.mark.parametrize("lengths", [LENGTHS, [9] * 4], ids=["mixed", "equal"])
 @pytest.mark.parametrize("family", FLAT)
-def test_gradients_are_those_of_the_examples_alone(families: dict[str, Path], family: str) -> None:
-    examples = random_examples(LENGTHS)
+def test_gradients_are_those_of_the_examples_alone(families: dict[str, Path], family: str, lengths: list[int]) -> None:
+    examples = random_examples(lengths)
     model = load_model(str(families[family])).double()
     flat, single = {}, {}
     for grads, batches in (

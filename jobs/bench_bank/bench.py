@@ -1,0 +1,211 @@
+"""Trials in one adapter bank beside PEFT models one by one, in the same call. Prints ratios and judges none of them.
+
+python jobs/bench_bank/bench.py                    everything, about 15 minutes on 2 cores; writes results.json
+python jobs/bench_bank/bench.py --quick            the same path in a few steps; its numbers mean nothing
+python jobs/bench_bank/bench.py --device cuda      shapes of 0.5B and 8B in bf16; writes results_cuda.json
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from argparse import ArgumentParser, Namespace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).resolve().parent
+PACKAGES = ("torch", "transformers", "peft")
+RESULTS = {"cpu": "results.json", "cuda": "results_cuda.json"}
+PARTS = ("training", "serving", "memory")
+
+
+def main() -> None:
+    asked = read_arguments()
+    if asked.child is not None:
+        print(json.dumps(measure(json.loads(asked.child))))
+        return
+    settings = read_settings(asked)
+    started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    parts = {part: PART_OF[part](settings) for part in asked.parts}
+    results = {
+        "schema": "ftray/bench_bank/1",
+        "quick": asked.quick,
+        "device": asked.device,
+        "started_at": started_at,
+        "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"},
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "settings": settings,
+        **parts,
+    }
+    output = asked.output or (None if asked.quick else HERE / RESULTS[asked.device])
+    if output is not None:
+        output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print_tables(results)
+
+
+def read_arguments() -> Namespace:
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a few steps of everything: shows that it works")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="only these")
+    parser.add_argument("--output", type=Path, help="default: results.json beside this file; with --quick: none")
+    parser.add_argument("--child", help="internal: one measurement, as JSON")
+    return parser.parse_args()
+
+
+def read_settings(asked: Namespace) -> dict[str, Any]:
+    everything = yaml.safe_load((HERE / "settings.yaml").read_text(encoding="utf-8"))
+    settings = {**everything[asked.device], **{key: everything[key] for key in ("ranks", "slots", "seed")}}
+    settings["device"] = asked.device
+    if asked.quick:
+        quick = everything["quick"]
+        settings |= {key: quick[key] for key in ("repeats", "seconds", "slots", "threads")}
+        settings["serving"] |= {"new_tokens": quick["new_tokens"], "rows": 2}
+        settings["memory"] |= {"slots": 2}
+    return settings
+
+
+def training(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Time every shape, load, number of threads and number of slots, each combination in a process of its own."""
+    records = []
+    for shape in settings["shapes"]:
+        for load in settings["loads"]:
+            if f"{shape} {load}" in settings["skip"]:
+                continue
+            for threads in settings["threads"]:
+                for slots in settings["slots"]:
+                    what = {"part": "training", "shape": shape, "load": load, "slots": slots}
+                    record = {**what, "threads": threads, **child(what, settings, threads=threads)}
+                    del record["part"]
+                    records.append(record)
+                    print(
+                        f"{shape} {load} {threads} threads, {slots:2} slots: PEFT {record['peft_ms']:7.1f} ms, "
+                        f"bank {record['bank_ms']:7.1f} ms a trial's step, {record['ratio']:.2f}x",
+                        flush=True,
+                    )
+    return records
+
+
+def serving(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Time batches of different adapters."""
+    return [
+        {"threads": threads, **child({"part": "serving"}, settings, threads=threads)} for threads in settings["threads"]
+    ]
+
+
+def memory(settings: dict[str, Any]) -> dict[str, Any]:
+    """Measure the peak memory of both sides with all trials at once, beside a process that holds the base alone."""
+    sides = {side: child({"part": "memory", "side": side}, settings, threads=1) for side in ("base", "bank", "peft")}
+    return {**settings["memory"], **{f"{side}_bytes": record["bytes"] for side, record in sides.items()}}
+
+
+PART_OF = {"training": training, "serving": serving, "memory": memory}
+
+
+def child(what: dict[str, Any], settings: dict[str, Any], *, threads: int) -> dict[str, Any]:
+    """Measure in a fresh process with so many threads."""
+    order = json.dumps({**what, "settings": settings})
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    environment |= {"DS_ACCELERATOR": "cpu"} if settings["device"] == "cpu" else {}
+    # As ftray sets both for its workers; both sides of the comparison have them.
+    environment.setdefault("GOMP_SPINCOUNT", "10000")
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", order], env=environment, stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise SystemExit(f"the measurement {what} failed with exit code {done.returncode}")
+    record: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return record
+
+
+def measure(order: dict[str, Any]) -> dict[str, Any]:
+    """Do one measurement in this process."""
+    import torch
+    from sides import SEPARATE_MODELS, Packed, Separate, make_base, measure_serving, measure_training
+
+    from ftray.train.memory import keep_freed_memory
+
+    keep_freed_memory()
+    settings, part = order["settings"], order["part"]
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    chosen = order.get("shape") or settings[part]["shape"]
+    shape, precision, ranks = settings["shapes"][chosen], settings["precision"], settings["ranks"]
+    base = make_base(shape, device=settings["device"], precision=precision, seed=settings["seed"])
+    timing = {"repeats": settings["repeats"], "seconds": settings["seconds"]}
+    if part == "training":
+        return measure_training(
+            base, ranks=ranks, slots=order["slots"], load=order["load"], precision=precision, **timing
+        )
+    if part == "serving":
+        what = {key: value for key, value in settings["serving"].items() if key != "shape"}
+        return {"shape": chosen, **measure_serving(base, ranks=ranks, **what, **timing)}
+    load, slots = settings["memory"]["load"], settings["memory"]["slots"]
+    assert slots >= SEPARATE_MODELS or slots < 4
+    if order["side"] == "bank":
+        Packed(base, ranks=ranks, slots=slots, load=load, precision=precision).step()
+    elif order["side"] == "peft":
+        separate = Separate(base, ranks=ranks, models=slots, load=load, precision=precision)
+        for _ in separate.models:
+            separate.step()
+    if settings["device"] == "cuda":
+        return {"bytes": torch.cuda.max_memory_allocated()}
+    return {"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
+def cpu_name() -> str:
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+
+
+def print_tables(results: dict[str, Any]) -> None:
+    """Print what was measured, the best number of slots of each case beside its goal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    goals = results["settings"]["goals"]
+    if "training" in results:
+        table = Table(title="Milliseconds of a trial's step", title_justify="left")
+        for name in ("shape", "load", "threads", "slots", "PEFT", "bank", "ratio", "goal"):
+            table.add_column(name, justify="right")
+        for one in results["training"]:
+            by_threads = goals.get(f"{one['shape']} {one['load']}", goals.get(one["load"], {}))
+            goal = by_threads.get(one["threads"], by_threads.get(str(one["threads"])))
+            table.add_row(
+                one["shape"], one["load"], str(one["threads"]), str(one["slots"]), f"{one['peft_ms']:.1f}",
+                f"{one['bank_ms']:.1f}", f"{one['ratio']:.2f}", "" if goal is None else f"{goal:g}",
+            )  # fmt: skip
+        console.print(table)
+    for one in results.get("serving", []):
+        speeds = ", ".join(f"{side} {speed:,.0f}" for side, speed in one["tokens_per_second"].items())
+        console.print(
+            f"{one['threads']} threads, {one['rows']} rows of {one['tokens']} tokens, an adapter each: forward "
+            f"{one['forward_ms']['mixed']:.1f} ms, base {one['forward_ms']['base']:.1f} ms "
+            f"({one['mixed_over_base']:+.0%}); tokens/s generated: {speeds}; "
+            f"{one['equal_answers']} of {one['rows']} answers token-equal to PEFT's",
+            highlight=False,
+        )
+    if "memory" in results:
+        one = results["memory"]
+        extra = {side: (one[f"{side}_bytes"] - one["base_bytes"]) / 2**20 for side in ("bank", "peft")}
+        console.print(
+            f"{one['slots']} trials at once, beyond a process with the base: bank {extra['bank']:,.0f} MiB, "
+            f"PEFT models {extra['peft']:,.0f} MiB",
+            highlight=False,
+        )
+
+
+if __name__ == "__main__":
+    main()
