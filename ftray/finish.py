@@ -24,8 +24,8 @@ from ftray.evaluate.predict import Answers, predict_slots, predict_tasks
 from ftray.evaluate.record import evaluation_record
 from ftray.evaluate.tasks import Task
 from ftray.job import Job
-from ftray.model.bank import BASE
 from ftray.model.bank_peft import adapter_in_bank
+from ftray.model.bank_route import BASE
 from ftray.model.base import identify, load_model
 from ftray.model.forward import label_logits
 from ftray.model.lora import base_only

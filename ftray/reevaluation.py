@@ -25,11 +25,11 @@ from ftray.evaluate.config import EvaluateConfig
 from ftray.evaluate.predict import Answers, Asked, predict_slots, predict_tasks
 from ftray.evaluate.tasks import build_task
 from ftray.finish import FinalTasks, write_evaluation
-from ftray.model.bank import BASE
-from ftray.model.bank_peft import adapter_in_bank, unsupported
+from ftray.model.bank_peft import adapter_in_bank, fits_a_bank
+from ftray.model.bank_route import BASE
 from ftray.model.base import load_model, load_tokenizer, longest_example
 from ftray.model.forward import layout_for
-from ftray.model.lora import ADAPTER_NAME, base_only
+from ftray.model.lora import base_only
 from ftray.subject import Subject, load_tuned
 
 
@@ -118,7 +118,7 @@ def evaluate_again(subject: Subject, questions: Questions, output: Path) -> dict
         model = load_tuned(subject).to(device)
         asked = _asked(model, questions, layout_for(model.get_base_model()))
         tasks = questions.final.tasks
-        if unsupported(model.peft_config[ADAPTER_NAME].to_dict()) is None:
+        if fits_a_bank(model):
             with adapter_in_bank(model) as bank:
                 base, tuned = predict_slots(tasks, asked, bank, (BASE, 1))
         else:

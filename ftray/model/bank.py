@@ -7,8 +7,9 @@ that clipping is a row norm, an optimizer step a few tensor operations, and join
 A slot's arithmetic never touches another's: what is NaN in one stays there.
 
 The base gets no gradients. Gradients of the slots are added to `Bank.gradients` by the backward pass itself.
-Shapes: S slots without the base, P numbers of a slot, K slots in a batch, T tokens, t tokens of the largest slot,
-r the bank's largest rank.
+The model must stay on its device, and one thread at a time asks.
+Shapes: S slots without the base, P numbers of a slot, K runs of t tokens (see `bank_route`), T tokens, r the bank's
+largest rank.
 """
 
 from __future__ import annotations
@@ -19,19 +20,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ftray.errors import InputError
+from ftray.model.bank_route import BASE, Route, make_route
 from ftray.model.config import MethodConfig
-from ftray.model.lora import is_linear, is_target, is_transposed, require_targets
+from ftray.model.lora import computes_plainly, is_linear, is_target, is_transposed, require_targets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BASE = 0
-"""The slot that is the untouched base."""
 Factors = dict[str, tuple[Tensor, Tensor]]
 """A [rank, in] and B [out, rank] of each adapted layer, by the layer's name."""
 
@@ -86,15 +85,9 @@ class Bank:
         self.slots = slots
         self.rank = rank
         bases = {name: self.linears[name] for name in wanted}
-        _refuse_quantised(bases)
-        if not bases:
-            raise InputError(
-                "the base has no linear layer that a slot could adapt",
-                kind="unknown_target",
-                given=target_modules,
-                allowed="a model with ordinary linear layers",
-                hint="Quantised layers of other kinds cannot be shared; load the base in bf16.",
-            )
+        problem = self._problem(bases)
+        if problem is not None:
+            raise problem
         if freeze:
             model.requires_grad_(False)
         first = next(iter(bases.values()))
@@ -137,7 +130,7 @@ class Bank:
         )
         factors: Factors = {}
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             for name in wanted:
                 layer = self.layers[name]
                 # As PEFT makes them, in its order, so that both draw the same numbers.
@@ -215,6 +208,8 @@ class Bank:
 
     def fork(self, source: int, target: int) -> None:
         """Copy one slot's adapter into another slot."""
+        assert source in self.adapters, f"slot {source} holds no adapter to copy"
+        assert source != target, "a slot is copied into another one"
         self.leave(target)
         self.weights[target - 1] = self.weights[source - 1]
         self.scales[:, target - 1] = self.scales[:, source - 1]
@@ -234,6 +229,44 @@ class Bank:
     def _require_slot(self, slot: int) -> None:
         assert 1 <= slot <= self.slots, f"slot {slot} is none of 1 to {self.slots}; 0 is the base and holds nothing"
 
+    def _problem(self, bases: Mapping[str, Any]) -> InputError | None:
+        """Return why these layers cannot have slots."""
+        if not bases:
+            return InputError(
+                "the base has no linear layer that a slot could adapt",
+                kind="unknown_target",
+                given=sorted(self.linears)[:3],
+                allowed="a model with ordinary linear layers",
+                hint="Quantised layers of other kinds cannot be shared; load the base in bf16.",
+            )
+        for name, base in bases.items():
+            if base is self._head:
+                return InputError(
+                    f"the output head {name!r} cannot have slots: it sees only some of a batch's tokens",
+                    kind="unsupported_target",
+                    given=name,
+                    allowed="the linear layers below the head",
+                    hint="Leave it out of target_modules; all-linear does.",
+                )
+            dtype = str(base.weight.dtype).removeprefix("torch.")
+            if not base.weight.is_floating_point() or base.weight.element_size() < 2:
+                return InputError(
+                    f"the base's layer {name!r} is quantised ({dtype})",
+                    kind="quantised_base",
+                    given=dtype,
+                    allowed="fp32, bf16 or fp16 weights",
+                    hint="Load the base in bf16: the bank holds it once for all adapters.",
+                )
+            if not computes_plainly(base):
+                return InputError(
+                    f"the base's layer {name!r} ({type(base).__name__}) computes more than a matrix product",
+                    kind="unsupported_target",
+                    given=type(base).__name__,
+                    allowed="nn.Linear and Conv1D",
+                    hint="Leave it out of target_modules; where it is a quantised layer, load the base in bf16.",
+                )
+        return None
+
     # Who is asked
 
     @contextmanager
@@ -246,6 +279,11 @@ class Bank:
         `dropout_seeds`: a seed for each training slot; without one a slot's dropout is off. A mask depends on this
         seed, the layer and the slot's own tokens, not on the neighbours.
         """
+        absent = sorted({slot for slot in slots if slot != BASE and slot not in self.adapters})
+        # An empty slot would answer as the base, and nobody would notice.
+        assert not absent, (
+            f"slot {absent[0]} holds no adapter; slots {sorted(self.adapters)} do, and {BASE} is the base"
+        )
         before, self.route = self.route, make_route(slots, lengths, device=self.device, dropout=dropout_seeds or {})
         try:
             yield
@@ -257,77 +295,6 @@ class Bank:
         if self.gradients is None:
             self.gradients = torch.zeros_like(self.weights)
         return self.gradients
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
-    """Which tokens of a batch belong to which slots. Tokens of the base are in none of the indices."""
-
-    rows: slice | Tensor  # the K slots present, as rows of the bank
-    slots: tuple[int, ...]
-    counts: tuple[int, ...]  # tokens of each
-    width: int  # t
-    first: int | None  # where the slots' tokens begin, when they stand in order and are equally many: nothing is copied
-    tokens: Tensor  # [n] index into T
-    places: Tensor  # [n] index into K*t
-    fill: Tensor  # [K*t] index into T; padding repeats a token of its own slot, so that another's NaN stays away
-    num_tokens: int
-    dropout: Mapping[int, int]
-
-    def spread(self, x: Tensor) -> Tensor:
-        """[T, C] -> [K, t, C]."""
-        if self.first is not None:
-            return x[self.first : self.first + len(self.tokens)].view(len(self.slots), self.width, -1)
-        return x.index_select(0, self.fill).view(len(self.slots), self.width, -1)
-
-    def spread_gradient(self, x: Tensor) -> Tensor:
-        """[T, C] -> [K, t, C], the padding zero."""
-        if self.first is not None:
-            return self.spread(x)
-        spread = x.new_zeros((len(self.fill), x.shape[1]))
-        spread.index_copy_(0, self.places, x.index_select(0, self.tokens))
-        return spread.view(len(self.slots), self.width, -1)
-
-    def add_product(self, x: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """Add left [K, t, r] · right [K, r, C] to the tokens of x [T, C], in place."""
-        if self.first is not None:
-            self.spread(x).baddbmm_(left, right)
-            return x
-        product = torch.bmm(left, right).view(-1, x.shape[1])
-        return x.index_add_(0, self.tokens, product.index_select(0, self.places))
-
-
-def make_route(
-    slots: Sequence[int], lengths: Sequence[int], *, device: torch.device, dropout: Mapping[int, int]
-) -> Route | None:
-    """Return the route of a batch, or None where all of it is the base's."""
-    owner = np.repeat(np.asarray(slots), np.asarray(lengths))  # [T]
-    present, counts = np.unique(owner, return_counts=True)
-    present, counts = present[present != BASE], counts[present != BASE]
-    if not len(present):
-        return None
-    width = int(counts.max())
-    tokens = np.argsort(owner, kind="stable")[len(owner) - counts.sum() :]
-    starts = np.cumsum(counts) - counts
-    inside = np.arange(width)[None, :] < counts[:, None]  # [K, t]
-    fill = tokens[starts[:, None] + np.minimum(np.arange(width)[None, :], counts[:, None] - 1)].reshape(-1)
-    in_order = bool((counts == width).all() and (np.diff(tokens) == 1).all())
-    consecutive = bool((np.diff(present) == 1).all())
-    rows: slice | Tensor = slice(int(present[0]) - 1, int(present[-1]))
-    if not consecutive:
-        rows = torch.from_numpy(present - 1).to(device)
-    return Route(
-        rows=rows,
-        slots=tuple(present.tolist()),
-        counts=tuple(counts.tolist()),
-        width=width,
-        first=int(tokens[0]) if in_order else None,
-        tokens=torch.from_numpy(tokens).to(device),
-        places=torch.from_numpy(np.flatnonzero(inside.reshape(-1))).to(device),
-        fill=torch.from_numpy(fill).to(device),
-        num_tokens=len(owner),
-        dropout=dropout,
-    )
 
 
 class BankLinear(nn.Module):
@@ -373,6 +340,12 @@ class BankLinear(nn.Module):
         y: Tensor = _BankProduct.apply(rows, bank.anchor, self, route)  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], -1)
 
+    def factors(self, route: Route, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Return A [K, r, in] and B [K, out, r] of each run in `dtype`, and its scale [K, 1, 1], unrounded."""
+        weights = self.bank.weights
+        a, b = (_pick(part, route.rows).to(dtype) for part in (self.a(weights), self.b(weights)))
+        return a, b, _pick(self.bank.scales[self.index], route.rows)[:, None, None]
+
     def base_product(self, x: Tensor) -> Tensor:
         """Return x W' + b, [T, out], in x's dtype."""
         weight: Tensor = self.base.weight.to(x.dtype)
@@ -389,18 +362,21 @@ class BankLinear(nn.Module):
 
         Drawn anew from (the slot's seed, this layer): a recomputed forward pass draws the same.
         """
-        adapters = self.bank.adapters
-        dropping = [slot in route.dropout and adapters[slot].dropout > 0.0 for slot in route.slots]
-        if not any(dropping):
+        rates = {slot: self.bank.adapters[slot].dropout for slot in route.counts if slot in route.dropout}
+        if not any(rates.values()):
             return None
-        mask = x.new_ones((len(route.slots), route.width, self.in_features))
+        parts = []
         generator = torch.Generator(device=x.device)
-        for index, slot in enumerate(route.slots):
-            if dropping[index]:
-                keep = 1.0 - adapters[slot].dropout
+        for slot, count in route.counts.items():
+            part = x.new_ones((count, self.in_features))
+            if rates.get(slot, 0.0) > 0.0:
+                keep = 1.0 - rates[slot]
                 generator.manual_seed((route.dropout[slot] * 1_000_003 + self.index) % (2**63))
-                mask[index, : route.counts[index]].bernoulli_(keep, generator=generator).div_(keep)
-        return mask
+                part.bernoulli_(keep, generator=generator).div_(keep)
+            parts.append(part)
+        mask = x.new_ones((route.num_runs * route.width, self.in_features))
+        mask.index_copy_(0, route.places, torch.cat(parts))
+        return mask.view(route.num_runs, route.width, -1)
 
 
 class _BankProduct(torch.autograd.Function):
@@ -411,26 +387,23 @@ class _BankProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, anchor: Tensor, layer: BankLinear, route: Route) -> Tensor:
-        bank = layer.bank
         y = layer.base_product(x)
-        a, b = (_pick(part, route.rows).to(x.dtype) for part in (layer.a(bank.weights), layer.b(bank.weights)))
-        inputs = route.spread(x)
         mask = layer.dropout_mask(x, route)
-        if mask is not None:
-            inputs = inputs * mask
-        scale = bank.scales[layer.index, route.rows].to(x.dtype)[:, None, None]
+        inputs = route.spread(x) if mask is None else route.spread(x) * mask
+        a, b, scale = layer.factors(route, x.dtype)
         z = torch.bmm(inputs, a.transpose(1, 2)).mul_(scale)  # [K, t, r]
         route.add_product(y, z, b.transpose(1, 2))
         ctx.layer, ctx.route = layer, route
-        # What is a view of x or of the weights costs nothing to keep.
-        ctx.save_for_backward(x, z, a, b, scale, *([] if mask is None else [mask]))
+        # The factors are picked again: they are the weights themselves, or copies not worth keeping.
+        ctx.save_for_backward(x, z, *([] if mask is None else [mask]))
         return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None]:
-        x, z, a, b, scale, *masks = ctx.saved_tensors
+        x, z, *masks = ctx.saved_tensors
         layer, route = ctx.layer, ctx.route
         rows = layer.bank.ensure_gradients()
+        a, b, scale = layer.factors(route, x.dtype)
         inputs = route.spread(x) * masks[0] if masks else route.spread(x)
         slot_gradient = route.spread_gradient(gradient)  # [K, t, out]
         update = torch.bmm(slot_gradient, b).mul_(scale)  # [K, t, r]
@@ -440,8 +413,7 @@ class _BankProduct(torch.autograd.Function):
             return None, None, None, None
         grad_x = layer.base_gradient(gradient)
         if masks:
-            back = (torch.bmm(update, a) * masks[0]).view(-1, x.shape[1])
-            grad_x.index_add_(0, route.tokens, back.index_select(0, route.places))
+            route.add(grad_x, torch.bmm(update, a) * masks[0])
         else:
             route.add_product(grad_x, update, a)
         return grad_x, None, None, None
@@ -466,6 +438,7 @@ def _linear_layers(model: nn.Module) -> dict[str, Any]:
     layers: dict[str, Any] = {}
     outer = None
     for name, module in model.named_modules():
+        assert not isinstance(module, BankLinear), "the model has a bank already; a model has one at a time"
         if outer is not None and name.startswith(f"{outer}."):
             continue
         base = getattr(module, "base_layer", module)
@@ -481,15 +454,3 @@ def _output_head(model: nn.Module) -> nn.Module | None:
     head: nn.Module | None = cast("PreTrainedModel", model).get_output_embeddings()
     beneath: nn.Module | None = getattr(head, "base_layer", head)
     return beneath
-
-
-def _refuse_quantised(bases: Mapping[str, Any]) -> None:
-    for name, base in bases.items():
-        if not base.weight.is_floating_point() or base.weight.element_size() < 2:
-            raise InputError(
-                f"the base's layer {name!r} is quantised ({str(base.weight.dtype).removeprefix('torch.')})",
-                kind="quantised_base",
-                given=str(base.weight.dtype).removeprefix("torch."),
-                allowed="fp32, bf16 or fp16 weights",
-                hint="Load the base in bf16: the bank holds it once for all adapters.",
-            )

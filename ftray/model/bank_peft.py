@@ -7,6 +7,7 @@ exactly is refused, never approximated.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -51,22 +52,36 @@ UNSUPPORTED = {
 def adapter_in_bank(model: PeftModel) -> Iterator[Bank]:
     """Put a model's adapter into slot 1 of a bank over the model's own base; inside this block the bank answers.
 
-    What the adapter learns meanwhile is not seen. Raises InputError for what is not plain LoRA.
+    What the adapter learns meanwhile is not seen. Raises InputError for an adapter or a base that a bank cannot hold.
     """
-    config = model.peft_config[ADAPTER_NAME]
-    reason = unsupported(config.to_dict())
-    if reason is not None:
-        raise _refusal("of this model", *reason)
-    weights = {disk_name(name): weight.detach() for name, weight in model.named_parameters() if ".lora_" in name}
-    adapter, factors = _adapter_of(config.to_dict(), _pairs(weights, "of this model"))
-    base = model.get_base_model()
-    rank = max(adapter.rank_of(layer) for layer in adapter.layers)
-    bank = Bank(base, slots=1, rank=rank, target_modules=list(adapter.layers), freeze=False)
+    bank = _bank_of(model)
     try:
-        bank.put(1, adapter, factors)
         yield bank
     finally:
         bank.detach()
+
+
+def fits_a_bank(model: PeftModel) -> bool:
+    """Return whether a bank can hold the model's adapter; elsewhere PEFT answers for base and tuned in turn."""
+    try:
+        _bank_of(model).detach()
+    except InputError:
+        return False
+    return True
+
+
+def _bank_of(model: PeftModel) -> Bank:
+    config = model.peft_config[ADAPTER_NAME].to_dict()
+    reason = unsupported(config)
+    if reason is not None:
+        raise _refusal("of this model", *reason)
+    weights = {disk_name(name): weight.detach() for name, weight in model.named_parameters() if ".lora_" in name}
+    adapter, factors = _adapter_of(config, _pairs(weights, "of this model"))
+    base = model.get_base_model()
+    rank = max(adapter.rank_of(layer) for layer in adapter.layers)
+    bank = Bank(base, slots=1, rank=rank, target_modules=list(adapter.layers), freeze=False)
+    bank.put(1, adapter, factors)
+    return bank
 
 
 def read_adapter(folder: Path) -> tuple[Adapter, Factors]:
@@ -128,7 +143,9 @@ def save_slot(bank: Bank, slot: int, folder: Path, *, base_name: str) -> None:
     for layer, (a, b) in bank.take(slot).items():
         tensors[f"{PREFIX}{layer}.lora_A.weight"] = a.cpu()
         tensors[f"{PREFIX}{layer}.lora_B.weight"] = b.cpu()
-    save_file(tensors, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
+    unfinished = folder / f".{WEIGHTS_FILE}.tmp"
+    save_file(tensors, str(unfinished), metadata={"format": "pt"})
+    os.replace(unfinished, folder / WEIGHTS_FILE)
     config = adapter_config(bank, bank.adapters[slot], base_name=base_name)
     write_text(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
@@ -146,7 +163,7 @@ def adapter_config(bank: Bank, adapter: Adapter, *, base_name: str) -> dict[str,
         "use_dora": False,
         "bias": "none",
         "fan_in_fan_out": any(layer.transposed for layer in bank.layers.values()),
-        "target_modules": _target_modules(bank.layers, adapter.layers),
+        "target_modules": _target_modules(bank.linears, adapter.layers),
         # Whole names: a pattern that names a layer's last part would hit its namesakes.
         "rank_pattern": {f"^{re.escape(layer)}": rank for layer, rank in adapter.ranks.items()},
         "alpha_pattern": {f"^{re.escape(layer)}": alpha for layer, alpha in adapter.alphas.items()},

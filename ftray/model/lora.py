@@ -44,7 +44,7 @@ def attach_lora(base: nn.Module, method: MethodConfig, *, base_name: str, seed: 
 
     config._register_custom_module({nn.Linear: FoldedLoraLinear})
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         # PEFT reads an attribute that transformers has renamed.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         model: Any = get_peft_model(base, config)
@@ -83,6 +83,13 @@ def _as_number(alpha: float) -> int:
 def is_linear(module: nn.Module) -> bool:
     """Return whether an adapter can be put on this module."""
     return isinstance(module, nn.Linear) or is_transposed(module)
+
+
+def computes_plainly(module: nn.Module) -> bool:
+    """Return whether a linear layer's forward pass is its matrix product and nothing else."""
+    from transformers.pytorch_utils import Conv1D
+
+    return type(module).forward in (nn.Linear.forward, Conv1D.forward)
 
 
 def is_transposed(module: nn.Module) -> bool:

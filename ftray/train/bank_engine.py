@@ -17,7 +17,9 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ftray.data.collate import Batch
+from ftray.errors import InputError
 from ftray.model.bank import Adapter, Bank, Factors
+from ftray.model.config import MethodConfig
 from ftray.model.forward import label_losses
 from ftray.train.engine import BETAS, EPSILON, MOMENTS, autocast
 
@@ -31,12 +33,23 @@ class SlotState:
     exp_avg: Factors
     exp_avg_sq: Factors
     steps: int
+    weight_decay: float
 
 
 class BankEngine:
     """Computes gradients and steps for every slot of a bank."""
 
-    def __init__(self, bank: Bank, *, precision: str = "fp32", weight_decay: float = 0.0) -> None:
+    def __init__(self, bank: Bank, *, precision: str = "fp32") -> None:
+        """Take a bank over. Raises InputError for fp16, which needs a loss scale for every slot."""
+        if precision == "fp16":
+            raise InputError(
+                "trainings that share a base cannot run in fp16",
+                kind="incompatible",
+                given=precision,
+                allowed=["fp32", "bf16"],
+                hint="Set train.precision: bf16.",
+                path="train.precision",
+            )
         self.bank = bank
         self.precision = precision
         self.exp_avg = torch.zeros_like(bank.weights)  # [S, P]
@@ -44,10 +57,12 @@ class BankEngine:
         self.steps = torch.zeros(bank.slots, device=bank.device)  # [S]
         # One parameter a slot, its row: the optimizer works on the bank's own numbers.
         rows = [nn.Parameter(row) for row in bank.weights]
-        groups = [{"params": [row], "lr": 0.0, "weight_decay": weight_decay} for row in rows]
+        groups = [{"params": [row], "lr": 0.0, "weight_decay": 0.0} for row in rows]
         self._optimizer = torch.optim.AdamW(groups, betas=BETAS, eps=EPSILON, fused=True)
         for row, step, exp_avg, exp_avg_sq in zip(rows, self.steps, self.exp_avg, self.exp_avg_sq, strict=True):
             self._optimizer.state[row] = {"step": step, MOMENTS[0]: exp_avg, MOMENTS[1]: exp_avg_sq}
+        self._training: dict[int, Adapter] = {}
+        _train_adapters_only(bank.model)
 
     def accumulate(
         self,
@@ -60,19 +75,18 @@ class BankEngine:
         """Add the gradients of a batch; return the sum of the label losses in nats of each slot in it.
 
         `slots`: the slot of each example. `normalisers`: what each slot's losses are divided by, its labels of the
-        whole step. `dropout_seeds`: as `Bank.asking`. Base examples are not trained on.
+        whole step. `dropout_seeds`: as `Bank.asking`.
         """
         bank = self.bank
-        _train_adapters_only(bank.model)
-        example_slots = torch.tensor(slots, device=bank.device)
+        self._require_training(slots)
         shares = torch.tensor([1.0 / normalisers[slot] for slot in slots], dtype=bank.dtype, device=bank.device)
         with bank.asking(slots, batch.padded_lengths, dropout_seeds=dropout_seeds):
             with autocast(self.precision, bank.device):
                 losses = label_losses(bank.model, batch.to(bank.device))  # [M]
-            owners = batch.example_index.to(bank.device)
-            (losses * shares[owners]).sum().backward()
+            (losses * shares[batch.example_index.to(bank.device)]).sum().backward()
         sums = torch.zeros(bank.slots + 1, dtype=torch.float64)
-        sums.index_add_(0, example_slots[owners].cpu(), losses.detach().double().cpu())
+        owners = torch.tensor(slots)[batch.example_index.cpu()]
+        sums.index_add_(0, owners, losses.detach().double().cpu())
         return {slot: float(sums[slot]) for slot in sorted(set(slots))}
 
     def step(
@@ -80,10 +94,12 @@ class BankEngine:
     ) -> dict[int, float]:
         """Clip and apply the gradients of these slots; return each one's norm before clipping.
 
-        A slot whose norm is not finite keeps its weights and its state: its caller decides what becomes of it. The
-        gradients of all slots are zero afterwards. A `max_grad_norm` of 0 clips nothing.
+        A slot whose norm is not finite keeps its weights and its state: its caller decides what becomes of it. These
+        slots' gradients are zero afterwards; a slot that is not named is left as it is. A `max_grad_norm` of 0 clips
+        nothing.
         """
         bank, slots = self.bank, sorted(learning_rates)
+        self._require_training(slots)
         gradients = bank.ensure_gradients()
         norms = torch.linalg.vector_norm(gradients, dim=1)  # [S]
         limits = [max_grad_norm if isinstance(max_grad_norm, int | float) else max_grad_norm[slot] for slot in slots]
@@ -100,52 +116,79 @@ class BankEngine:
                 parameter.grad.mul_(limit / (norms[row] + 1e-6))
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        gradients.zero_()
+        for slot in slots:
+            gradients[slot - 1].zero_()
         return {slot: told[slot - 1] for slot in slots}
+
+    def _require_training(self, slots: Sequence[int]) -> None:
+        """A slot that was filled without the engine would go on with another training's moments."""
+        for slot in set(slots):
+            known = self._training.get(slot)
+            assert known is not None, f"slot {slot} is not in training"
+            assert known is self.bank.adapters.get(slot), f"slot {slot} was filled behind the engine's back"
 
     # One training, in and out
 
-    def start(self, slot: int, *, weight_decay: float = 0.0) -> None:
-        """Begin a training with what the slot holds now."""
-        for state in (self.exp_avg, self.exp_avg_sq, self.steps):
+    def join(self, slot: int, method: MethodConfig, *, seed: int, weight_decay: float) -> None:
+        """Begin a training with a fresh adapter, as `Bank.join`."""
+        self.bank.join(slot, method, seed=seed)
+        self.start(slot, weight_decay=weight_decay)
+
+    def start(self, slot: int, *, weight_decay: float) -> None:
+        """Begin a training with the adapter that the slot holds."""
+        adapter = self.bank.adapters.get(slot)
+        assert adapter is not None, f"slot {slot} holds no adapter to train"
+        for state in (self.exp_avg, self.exp_avg_sq, self.steps, self.bank.ensure_gradients()):
             state[slot - 1] = 0.0
         self._optimizer.param_groups[slot - 1]["weight_decay"] = weight_decay
+        self._training[slot] = adapter
+
+    def leave(self, slot: int) -> None:
+        """End a training and empty its slot."""
+        self.bank.leave(slot)
+        self._training.pop(slot, None)
 
     def fork(self, source: int, target: int) -> None:
         """Copy one slot's training, adapter and all, into another slot."""
+        self._require_training([source])
         self.bank.fork(source, target)
+        self.start(target, weight_decay=self._optimizer.param_groups[source - 1]["weight_decay"])
         for state in (self.exp_avg, self.exp_avg_sq, self.steps):
             state[target - 1] = state[source - 1]
-        groups = self._optimizer.param_groups
-        groups[target - 1]["weight_decay"] = groups[source - 1]["weight_decay"]
 
     def state(self, slot: int) -> SlotState:
-        """Return copies of one training's numbers."""
+        """Return one training's numbers, copied to the host."""
+        self._require_training([slot])
         bank = self.bank
         return SlotState(
             adapter=bank.adapters[slot],
-            weights=bank.take(slot),
-            exp_avg=bank.take(slot, rows=self.exp_avg),
-            exp_avg_sq=bank.take(slot, rows=self.exp_avg_sq),
+            weights=_on_the_host(bank.take(slot)),
+            exp_avg=_on_the_host(bank.take(slot, rows=self.exp_avg)),
+            exp_avg_sq=_on_the_host(bank.take(slot, rows=self.exp_avg_sq)),
             steps=int(self.steps[slot - 1]),
+            weight_decay=self._optimizer.param_groups[slot - 1]["weight_decay"],
         )
 
-    def restore(self, slot: int, state: SlotState, *, weight_decay: float = 0.0) -> None:
+    def restore(self, slot: int, state: SlotState) -> None:
         """Put one training's numbers into a slot."""
         bank = self.bank
         bank.put(slot, state.adapter, state.weights)
-        self.start(slot, weight_decay=weight_decay)
+        self.start(slot, weight_decay=state.weight_decay)
         bank.write(slot, state.exp_avg, rows=self.exp_avg)
         bank.write(slot, state.exp_avg_sq, rows=self.exp_avg_sq)
         self.steps[slot - 1] = float(state.steps)
 
 
+def _on_the_host(factors: Factors) -> Factors:
+    return {layer: (a.cpu(), b.cpu()) for layer, (a, b) in factors.items()}
+
+
 def _train_adapters_only(model: nn.Module) -> None:
     """Switch the base's own dropout off: its masks would depend on who else is in the batch.
 
-    Layers that recompute their activations do so in training mode only; they themselves drop nothing.
+    Layers that recompute their activations do so in training mode only; their parts stay in evaluation mode.
     """
     model.eval()
     for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer):
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
             module.training = True

@@ -19,8 +19,8 @@ from ftray.evaluate.loss import mean_loss
 from ftray.evaluate.metrics import aggregate
 from ftray.evaluate.predict import Asked, predict_slots, predict_task
 from ftray.evaluate.tasks import Task
-from ftray.model.bank import BASE
-from ftray.model.bank_peft import adapter_in_bank
+from ftray.model.bank_peft import adapter_in_bank, fits_a_bank
+from ftray.model.bank_route import BASE
 from ftray.selection import Candidate, select
 from ftray.train.batches import share_out
 from ftray.train.checkpoint import CheckpointWriter, is_adapter
@@ -161,15 +161,15 @@ def train(
 def score(engine: Engine, validation: Validation, *, with_base: bool = False) -> Score:
     """Return the model's value and loss on the validation rows, and its base's value (collective).
 
-    The base is asked in the same batches, through a bank, where the weights are an adapter's and each process has them
-    whole; elsewhere it is not asked here.
+    Adapters answer through a bank, the base in the same batches where it is wanted; elsewhere it is not asked here.
     """
     asked, task = validation.asked(engine), validation.task
     base_value = None
-    if with_base and shares_base(engine):
+    if shares_base(engine):
+        slots = (BASE, 1) if with_base else (1,)
         with adapter_in_bank(cast("PeftModel", engine.model)) as bank:
-            base, predictions = (answers[task.name] for answers in predict_slots([task], asked, bank, (BASE, 1)))
-        base_value = aggregate(task.metric, base)
+            *base, predictions = (answers[task.name] for answers in predict_slots([task], asked, bank, slots))
+        base_value = aggregate(task.metric, base[0]) if base else None
     else:
         predictions = predict_task(task, asked)
     value = aggregate(task.metric, predictions)
@@ -187,8 +187,9 @@ def score(engine: Engine, validation: Validation, *, with_base: bool = False) ->
 
 
 def shares_base(engine: Engine) -> bool:
-    """Return whether base and tuned model can answer in one batch: an adapter, whole in every process."""
-    return is_adapter(engine.model) and not engine.synchronised
+    """Return whether base and tuned model can answer in one batch: a plain adapter, whole in every process."""
+    model = engine.model
+    return is_adapter(model) and not engine.synchronised and fits_a_bank(cast("PeftModel", model))
 
 
 def best_step(training: Training) -> int | None:

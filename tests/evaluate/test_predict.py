@@ -18,8 +18,8 @@ from ftray.evaluate.config import Metric
 from ftray.evaluate.predict import Asked, RowPrediction, predict_slots, predict_task
 from ftray.evaluate.tasks import Task, build_task
 from ftray.group import Alone, Group
-from ftray.model.bank import BASE
 from ftray.model.bank_peft import adapter_in_bank
+from ftray.model.bank_route import BASE
 from ftray.model.config import MethodConfig
 from ftray.model.lora import attach_lora, base_only
 

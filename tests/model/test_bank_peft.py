@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ftray.errors import InputError
 from ftray.model.bank import Bank
-from ftray.model.bank_peft import adapter_in_bank, load_slot, read_adapter, save_slot
+from ftray.model.bank_peft import adapter_in_bank, fits_a_bank, load_slot, read_adapter, save_slot
 from ftray.model.base import load_model
 from ftray.model.config import MethodConfig
 from ftray.model.lora import attach_lora, base_only
@@ -209,6 +209,27 @@ def test_a_models_own_adapter_and_its_base_answer_in_one_batch(families: dict[st
     assert torch.allclose(both[1], tuned[1], atol=1e-5)
     assert torch.equal(logits(model), tuned)
     assert sum(parameter.requires_grad for parameter in model.parameters()) > 0
+
+
+def test_a_bank_of_some_layers_writes_which_they_are(families: dict[str, Path], tmp_path: Path) -> None:
+    layer = "model.layers.1.self_attn.q_proj"
+    bank = Bank(load_model(str(families["llama"])), slots=1, rank=2, target_modules=[layer])
+    bank.join(1, MethodConfig(rank=2, target_modules=[layer]), seed=0)
+    save_slot(bank, 1, tmp_path / "one", base_name="b")
+    opened = PeftModel.from_pretrained(load_model(str(families["llama"])), str(tmp_path / "one"))
+    assert list(factors_of(opened)) == [layer]
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+
+
+def test_an_adapted_head_does_not_fit_a_bank(families: dict[str, Path]) -> None:
+    method = MethodConfig(rank=2, target_modules=["q_proj", "lm_head"])
+    model: Any = attach_lora(load_model(str(families["llama"])), method, base_name="b", seed=0).eval()
+    before = logits(model)
+    assert not fits_a_bank(model)
+    assert torch.equal(logits(model), before)
 
 
 def test_a_model_that_is_not_plain_lora_is_refused_and_left_alone(families: dict[str, Path]) -> None:

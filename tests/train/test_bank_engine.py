@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from ftray.data.collate import Batch, Layout, collate
 from ftray.data.tokenization import TokenizedExample
+from ftray.errors import InputError
 from ftray.model.bank import Bank, Factors
 from ftray.model.base import load_model, recompute_activations
 from ftray.model.config import MethodConfig
@@ -155,10 +156,9 @@ def test_joining_and_leaving_leave_the_others_as_they_were(families: dict[str, P
     bank, _, _ = world(families["llama"])
     engine = engine_of(bank)
     train_in_bank(engine, [1, 2], 0, 7)
-    bank.leave(1)
+    engine.leave(1)
     train_in_bank(engine, [2], 7, 12)
-    bank.join(1, MethodConfig(rank=RANK), seed=5)
-    engine.start(1)
+    engine.join(1, MethodConfig(rank=RANK), seed=5, weight_decay=0.0)
     train_in_bank(engine, [3, 2, 1], 12, STEPS)
     assert largest_difference(bank.take(2), alone.take(2)) < 1e-10
 
@@ -213,7 +213,7 @@ def test_a_saved_training_goes_on_in_another_slot_of_another_bank(families: dict
     compute_norms_in_own_dtype(base)
     other = Bank(base, slots=2, rank=5)
     moved = BankEngine(other)
-    moved.restore(1, saved, weight_decay=DECAY[2])
+    moved.restore(1, saved)
     moved.fork(1, 2)
     layout = layout_for(other.model)
     for step in range(9, STEPS):
@@ -245,9 +245,85 @@ def test_the_base_drops_nothing_while_slots_train(families: dict[str, Path]) -> 
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.5
     bank = Bank(base, slots=1, rank=2)
-    bank.join(1, MethodConfig(rank=2), seed=0)
     engine = BankEngine(bank)
+    engine.join(1, MethodConfig(rank=2), seed=0, weight_decay=0.0)
     rows = examples(1, 0)
     batch = collate(rows, layout_for(base))
     losses = [engine.accumulate(batch, [1] * len(rows), normalisers={1: 1.0}) for _ in range(2)]
     assert losses[0] == losses[1]
+
+
+def test_micro_batches_add_up(families: dict[str, Path]) -> None:
+    results = []
+    for split in (False, True):
+        bank, _, _ = world(families["llama"])
+        engine = engine_of(bank)
+        rows = [(row, slot) for slot in METHODS for row in examples(slot, 1)]
+        normalisers = {slot: float(num_labels(examples(slot, 1))) for slot in METHODS}
+        for part in (rows[::2], rows[1::2]) if split else (rows,):
+            batch = collate([row for row, _ in part], layout_for(bank.model))
+            slots = [slot for _, slot in part]
+            engine.accumulate(batch, slots, normalisers=normalisers)
+        results.append(engine.step(RATES))
+    assert results[0] == pytest.approx(results[1], rel=1e-10)
+
+
+def test_norms_are_pefts(families: dict[str, Path]) -> None:
+    bank, models, _ = world(families["llama"])
+    engine = engine_of(bank)
+    batch, slots = together([1, 2, 3], 0, layout_for(bank.model))
+    normalisers = {slot: float(num_labels(examples(slot, 0))) for slot in METHODS}
+    engine.accumulate(batch, slots, normalisers=normalisers)
+    norms = engine.step(RATES)
+    for slot, model in models.items():
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        for row in examples(slot, 0):
+            tokens = torch.from_numpy(row.tokens.astype(np.int64))[None]
+            labels = tokens[0, 1:].masked_fill(~torch.from_numpy(row.is_label[1:]), -100)
+            values: Tensor = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[0, :-1]
+            (functional.cross_entropy(values, labels, reduction="sum") / normalisers[slot]).backward()
+        assert norms[slot] == pytest.approx(
+            float(torch.nn.utils.get_total_norm([p.grad for p in parameters])), rel=1e-9
+        )
+
+
+def test_who_does_not_step_keeps_its_gradients(families: dict[str, Path]) -> None:
+    bank, _, _ = world(families["llama"])
+    engine = engine_of(bank)
+    batch, slots = together([1, 2, 3], 0, layout_for(bank.model))
+    engine.accumulate(batch, slots, normalisers=dict.fromkeys(METHODS, 1.0))
+    before, weights = bank.ensure_gradients().clone(), bank.weights.clone()
+    engine.step({2: 1e-3})
+    assert torch.equal(bank.ensure_gradients()[[0, 2]], before[[0, 2]])
+    assert not bank.ensure_gradients()[1].any()
+    assert torch.equal(bank.weights[[0, 2]], weights[[0, 2]])
+    assert engine.steps.tolist() == [0.0, 1.0, 0.0]
+
+
+def test_a_slot_filled_behind_the_engines_back_is_an_error(families: dict[str, Path]) -> None:
+    bank, _, _ = world(families["llama"])
+    engine = engine_of(bank)
+    bank.join(1, MethodConfig(rank=2), seed=0)
+    batch, slots = together([1, 2], 0, layout_for(bank.model))
+    with pytest.raises(AssertionError, match="behind the engine"):
+        engine.accumulate(batch, slots, normalisers=dict.fromkeys(METHODS, 1.0))
+    with pytest.raises(AssertionError, match="not in training"):
+        engine.step({0: 1e-3})
+    engine.leave(1)
+    with pytest.raises(AssertionError, match="not in training"):
+        engine.step({1: 1e-3})
+    # A smaller adapter after a larger one: nothing of the old one's moments reaches the padding.
+    engine.join(1, MethodConfig(rank=2), seed=0, weight_decay=0.0)
+    train_in_bank(engine, [1], 0, 2)
+    row = bank.weights[0].clone()
+    rest = {name: (torch.zeros_like(a), torch.zeros_like(b)) for name, (a, b) in bank.take(1).items()}
+    bank.write(1, rest, rows=bank.weights)
+    assert row.any()
+    assert not bank.weights[0].any()
+
+
+def test_fp16_is_refused(families: dict[str, Path]) -> None:
+    bank, _, _ = world(families["llama"])
+    with pytest.raises(InputError) as caught:
+        BankEngine(bank, precision="fp16")
+    assert caught.value.path == "train.precision"
