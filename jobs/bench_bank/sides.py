@@ -27,8 +27,6 @@ from ftray.train.engine import autocast
 
 LEARNING_RATE = 1e-4
 MAX_GRAD_NORM = 1.0
-SEPARATE_MODELS = 4
-"""PEFT models that take turns: enough that none finds its weights in the cache because it went just before."""
 
 
 def make_base(shape: dict[str, int], *, device: str, precision: str, seed: int) -> Any:
@@ -78,12 +76,12 @@ class Packed:
     """K trials in one bank."""
 
     def __init__(self, base: Any, *, ranks: Sequence[int], slots: int, load: str, precision: str) -> None:
-        self.bank = Bank(copy.deepcopy(base), slots=slots, rank=max(ranks))
+        self.bank = Bank(base, slots=slots, rank=max(ranks))
         self.engine = BankEngine(self.bank, precision=precision)
         self.trials = range(1, slots + 1)
         for slot in self.trials:
             rank = ranks[(slot - 1) % len(ranks)]
-            self.bank.join(slot, MethodConfig(rank=rank, alpha=2.0 * rank), seed=slot)
+            self.engine.join(slot, MethodConfig(rank=rank, alpha=2.0 * rank), seed=slot, weight_decay=0.0)
         vocabulary = base.config.vocab_size
         rows = {slot: examples(load, vocabulary, seed=slot) for slot in self.trials}
         self.batch = collate([row for slot in self.trials for row in rows[slot]], "flat").to(self.bank.device)
@@ -99,17 +97,20 @@ class Packed:
 
 
 class Separate:
-    """Trials as PEFT models of their own, each with its own base, optimizer and padding-free batch."""
+    """Trials as PEFT models of their own, each with its own base, optimizer and padding-free batch.
+
+    With no `models`, one that takes the given base instead of a copy.
+    """
 
     def __init__(self, base: Any, *, ranks: Sequence[int], models: int, load: str, precision: str) -> None:
         self.precision = precision
         self.device = base.device
         self.models = []
-        for index in range(models):
+        for index in range(max(1, models)):
             rank = ranks[index % len(ranks)]
             config = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules="all-linear")
             torch.manual_seed(index + 1)
-            model: Any = get_peft_model(copy.deepcopy(base), config)
+            model: Any = get_peft_model(copy.deepcopy(base) if models else base, config)
             model.get_base_model().set_attn_implementation("sdpa")
             parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
             optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
@@ -149,31 +150,52 @@ def synchronise() -> None:
 
 
 def measure_training(
-    base: Any, *, ranks: Sequence[int], slots: int, load: str, precision: str, repeats: int, seconds: float
+    base: Any,
+    *,
+    ranks: Sequence[int],
+    slots: int,
+    load: str,
+    precision: str,
+    models: int,
+    repeats: int,
+    seconds: float,
 ) -> dict[str, Any]:
-    """Return milliseconds of a trial's step on both sides, in alternation, after showing that both learn the same."""
-    packed = Packed(base, ranks=ranks, slots=slots, load=load, precision=precision)
-    separate = Separate(base, ranks=ranks, models=min(slots, SEPARATE_MODELS), load=load, precision=precision)
+    """Return milliseconds of a trial's step on both sides, after showing that both start from the same losses.
+
+    In alternation where each side has a base of its own, else one side after the other.
+    """
+    what: dict[str, Any] = {"ranks": ranks, "load": load, "precision": precision}
+    separate = Separate(base, models=min(slots, models), **what) if models else None
+    packed = Packed(base, slots=slots, **what)
     first = packed.step()
-    losses = [separate.step() for _ in separate.models]
+    losses = losses_of(separate) if separate is not None else []
+    bank_seconds, peft_seconds = [], []
+    for _ in range(repeats):
+        bank_seconds.append(seconds_of(packed.step, least=seconds) / slots)
+        if separate is not None:
+            peft_seconds.append(seconds_of(separate.step, least=seconds))
+    assert packed.step()[1] < first[1], "training lowers the loss of what it sees again and again"
+    if separate is None:
+        packed.bank.detach()
+        packed.bank.gradients = None
+        separate = Separate(base, models=0, **what)
+        losses = losses_of(separate)
+        peft_seconds = [seconds_of(separate.step, least=seconds) for _ in range(repeats)]
     tolerance = 1e-4 if precision == "fp32" else 2e-2
     for slot, loss in enumerate(losses, start=1):
         assert abs(first[slot] - loss) < tolerance * loss, f"slot {slot} starts at {first[slot]}, PEFT at {loss}"
-    runs = []
-    for _ in range(repeats):
-        packed_seconds = seconds_of(packed.step, least=seconds) / slots
-        separate_seconds = seconds_of(separate.step, least=seconds)
-        runs.append({"bank_ms": 1e3 * packed_seconds, "peft_ms": 1e3 * separate_seconds})
-    assert packed.step()[1] < first[1], "training lowers the loss of what it sees again and again"
-    ratios = [run["peft_ms"] / run["bank_ms"] for run in runs]
+    ratios = [theirs / ours for ours, theirs in zip(bank_seconds, peft_seconds, strict=True)]
     return {
-        "slots": slots,
-        "load": load,
-        "bank_ms": statistics.median(run["bank_ms"] for run in runs),
-        "peft_ms": statistics.median(run["peft_ms"] for run in runs),
+        "bank_ms": 1e3 * statistics.median(bank_seconds),
+        "peft_ms": 1e3 * statistics.median(peft_seconds),
         "ratio": statistics.median(ratios),
         "ratios": ratios,
     }
+
+
+def losses_of(separate: Separate) -> list[float]:
+    """Return the first loss of every model."""
+    return [separate.step() for _ in separate.models]
 
 
 def measure_serving(
@@ -185,7 +207,9 @@ def measure_serving(
     for slot in range(1, rows + 1):
         rank = ranks[(slot - 1) % len(ranks)]
         bank.join(slot, MethodConfig(rank=rank, alpha=2.0 * rank), seed=slot)
-    bank.weights.normal_(std=0.02, generator=torch.Generator(bank.device).manual_seed(0))
+        # Fresh adapters answer as the base; these do not.
+        factors = {layer: (a, torch.randn_like(b) * 0.02) for layer, (a, b) in bank.take(slot).items()}
+        bank.put(slot, bank.adapters[slot], factors)
     generator = torch.Generator().manual_seed(1)
     prompts = torch.randint(3, base.config.vocab_size, (rows, tokens), generator=generator).to(bank.device)
     mixed = list(range(1, rows + 1))
