@@ -3,6 +3,7 @@
 python jobs/bench_bank/bench.py                    everything, about 15 minutes on 2 cores; writes results.json
 python jobs/bench_bank/bench.py --quick            the same path in a few steps; its numbers mean nothing
 python jobs/bench_bank/bench.py --device cuda      shapes of 0.5B and 8B in bf16; writes results_cuda.json
+python jobs/bench_bank/bench.py --render-readme    README.md's table from results.json
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tables import print_tables, render_readme
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "transformers", "peft")
@@ -31,6 +33,11 @@ def main() -> None:
     asked = read_arguments()
     if asked.child is not None:
         print(json.dumps(measure(json.loads(asked.child))))
+        return
+    if asked.render_readme:
+        render_readme(
+            json.loads((asked.output or HERE / "results.json").read_text(encoding="utf-8")), HERE / "README.md"
+        )
         return
     settings = read_settings(asked)
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -59,6 +66,7 @@ def read_arguments() -> Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="only these")
     parser.add_argument("--output", type=Path, help="default: results.json beside this file; with --quick: none")
+    parser.add_argument("--render-readme", action="store_true", help="fill README.md from earlier results")
     parser.add_argument("--child", help="internal: one measurement, as JSON")
     return parser.parse_args()
 
@@ -173,44 +181,6 @@ def cpu_name() -> str:
     return next(
         (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
-
-
-def print_tables(results: dict[str, Any]) -> None:
-    """Print what was measured, the best number of slots of each case beside its goal."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    goals = results["settings"]["goals"]
-    if "training" in results:
-        table = Table(title="Milliseconds of a trial's step", title_justify="left")
-        for name in ("shape", "load", "threads", "slots", "PEFT", "bank", "ratio", "goal"):
-            table.add_column(name, justify="right")
-        for one in (one for one in results["training"] if "failed" not in one):
-            by_threads = goals.get(f"{one['shape']} {one['load']}", goals.get(one["load"], {}))
-            goal = by_threads.get(one["threads"], by_threads.get(str(one["threads"])))
-            table.add_row(
-                one["shape"], one["load"], str(one["threads"]), str(one["slots"]), f"{one['peft_ms']:.1f}",
-                f"{one['bank_ms']:.1f}", f"{one['ratio']:.2f}", "" if goal is None else f"{goal:g}",
-            )  # fmt: skip
-        console.print(table)
-    for one in results.get("serving", []):
-        speeds = ", ".join(f"{side} {speed:,.0f}" for side, speed in one["tokens_per_second"].items())
-        console.print(
-            f"{one['threads']} threads, {one['rows']} rows of {one['tokens']} tokens, an adapter each: forward "
-            f"{one['forward_ms']['mixed']:.1f} ms, base {one['forward_ms']['base']:.1f} ms "
-            f"({one['mixed_over_base']:+.0%}, goal {goals.get('forward', 0):+.0%}); tokens/s generated: {speeds}; "
-            f"{one['equal_answers']} of {one['rows']} answers token-equal to PEFT's",
-            highlight=False,
-        )
-    if "memory" in results:
-        one = results["memory"]
-        extra = {side: (one[f"{side}_bytes"] - one["base_bytes"]) / 2**20 for side in ("bank", "peft")}
-        console.print(
-            f"{one['slots']} trials at once, beyond a process with the base: bank {extra['bank']:,.0f} MiB, "
-            f"PEFT models with a base each {extra['peft']:,.0f} MiB",
-            highlight=False,
-        )
 
 
 if __name__ == "__main__":
