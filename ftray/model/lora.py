@@ -99,6 +99,18 @@ def is_transposed(module: nn.Module) -> bool:
     return isinstance(module, Conv1D)
 
 
+def train_adapter_only(model: nn.Module) -> None:
+    """Put a model with adapters into training mode, its base's own dropout left off.
+
+    A base's dropout would make a run depend on its worker and on who else is in its batch; LoRA has dropout of its own.
+    Layers that recompute their activations do so in training mode only; their parts stay in evaluation mode.
+    """
+    model.eval()
+    for name, module in model.named_modules():
+        if ".lora_dropout" in name or getattr(module, "gradient_checkpointing", False) is True:
+            module.training = True
+
+
 def disk_name(parameter_name: str) -> str:
     """Return the name a trained parameter has in `adapter_model.safetensors`."""
     return parameter_name.replace(f".{ADAPTER_NAME}.", ".")

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ftray.data.collate import Batch
 from ftray.errors import InputError
 from ftray.model.bank import Adapter, Bank, Factors
 from ftray.model.config import MethodConfig
 from ftray.model.forward import label_losses
+from ftray.model.lora import train_adapter_only
 from ftray.train.engine import BETAS, EPSILON, MOMENTS, autocast
 
 
@@ -62,7 +62,7 @@ class BankEngine:
         for row, step, exp_avg, exp_avg_sq in zip(rows, self.steps, self.exp_avg, self.exp_avg_sq, strict=True):
             self._optimizer.state[row] = {"step": step, MOMENTS[0]: exp_avg, MOMENTS[1]: exp_avg_sq}
         self._training: dict[int, Adapter] = {}
-        _train_adapters_only(bank.model)
+        train_adapter_only(bank.model)
 
     def accumulate(
         self,
@@ -181,14 +181,3 @@ class BankEngine:
 
 def _on_the_host(factors: Factors) -> Factors:
     return {layer: (a.cpu(), b.cpu()) for layer, (a, b) in factors.items()}
-
-
-def _train_adapters_only(model: nn.Module) -> None:
-    """Switch the base's own dropout off: its masks would depend on who else is in the batch.
-
-    Layers that recompute their activations do so in training mode only; their parts stay in evaluation mode.
-    """
-    model.eval()
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
-            module.training = True

@@ -21,6 +21,7 @@ from ftray.evaluate.predict import Asked, predict_slots, predict_task
 from ftray.evaluate.tasks import Task
 from ftray.model.bank_peft import adapter_in_bank, fits_a_bank
 from ftray.model.bank_route import BASE
+from ftray.model.lora import train_adapter_only
 from ftray.selection import Candidate, select
 from ftray.train.batches import share_out
 from ftray.train.checkpoint import CheckpointWriter, is_adapter
@@ -96,7 +97,10 @@ def train(
     """Train until the last step or early stopping; leave a checkpoint at every evaluation that calls for one."""
     plan, group, progress = training.plan, engine.group, training.progress
     clock = Clock()
-    engine.model.train()
+    if is_adapter(engine.model):
+        train_adapter_only(engine.model)
+    else:
+        engine.model.train()
     while not training.finished:
         inputs = training.upcoming()
         shares = share_out(inputs.examples, plan.sharing(group.size))

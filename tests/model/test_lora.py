@@ -13,9 +13,16 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from ftray.errors import InputError
-from ftray.model.base import load_model
+from ftray.model.base import load_model, recompute_activations
 from ftray.model.config import MethodConfig
-from ftray.model.lora import attach_lora, base_only, disk_name, load_adapter_weights, save_adapter_config
+from ftray.model.lora import (
+    attach_lora,
+    base_only,
+    disk_name,
+    load_adapter_weights,
+    save_adapter_config,
+    train_adapter_only,
+)
 from ftray.model.lora_linear import FoldedLoraLinear
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -205,3 +212,25 @@ def test_weights_of_another_adapter_are_refused(base: Any, change: str) -> None:
     with pytest.raises(InputError, match="1 names differ") as caught:
         load_adapter_weights(model, weights)
     assert caught.value.kind == "adapter_mismatch"
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_an_adapter_trains_with_its_own_dropout_only(families: dict[str, Path], recompute: bool) -> None:
+    base: Any = load_model(str(families["gpt2"]))
+    for module in base.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.5
+    if recompute:
+        recompute_activations(base)
+    calls: list[int] = []
+    base.transformer.h[0].ln_1.register_forward_hook(lambda *_: calls.append(1))
+    losses = {}
+    for dropout in (0.0, 0.5):
+        model: Any = attach(copy.deepcopy(base), rank=2, alpha=64, dropout=dropout)
+        fill(model)
+        train_adapter_only(model)
+        losses[dropout] = [model(**INPUTS).logits for _ in range(2)]
+        losses[dropout][0].sum().backward()
+    assert torch.equal(*losses[0.0])
+    assert not torch.equal(*losses[0.5])
+    assert len(calls) == (6 if recompute else 4)
