@@ -70,9 +70,10 @@ def sentences(results: Record) -> list[str]:
     for one in results.get("serving", []):
         speeds = ", ".join(f"{side.replace('_', ' ')} {speed:,.0f}" for side, speed in one["tokens_per_second"].items())
         forward, wanted = one["forward_ms"], "" if goal is None else f", goal {goal:+.0%}"
+        over = f"{one['mixed_over_base']:+.0%}{wanted}"
         said.append(
             f"{one['shape']}, {one['threads']} threads, {one['rows']} rows of {one['tokens']} tokens, an adapter each: "
-            f"forward {forward['mixed']:.1f} ms, base {forward['base']:.1f} ms ({one['mixed_over_base']:+.0%}{wanted}); "
+            f"forward {forward['mixed']:.1f} ms, base {forward['base']:.1f} ms ({over}); "
             f"tokens/s generated: {speeds}; {one['equal_answers']} of {one['rows']} answers token-equal to PEFT's"
         )
     if "memory" in results:
