@@ -100,14 +100,14 @@ def test_memory_that_runs_out_is_a_failed_run_with_a_hint(
 
     from ftray.train.engine import TorchEngine
 
-    # A real allocation that no machine can serve, where a forward pass would allocate.
-    monkeypatch.setattr(TorchEngine, "accumulate", lambda *args, **kwargs: [torch.empty(2**58)])
-    answer = ftray("train", "job.yaml", "--json")
+    with monkeypatch.context() as patched:
+        # A real allocation that no machine can serve, where a forward pass would allocate.
+        patched.setattr(TorchEngine, "accumulate", lambda *args, **kwargs: [torch.empty(2**58)])
+        answer = ftray("train", "job.yaml", "--json")
     assert answer.exit_code == 1, answer.stderr
-    assert answer.document.get("status") == "failed", answer.document
+    assert answer.document["status"] == "failed"
     assert answer.document["failure"]["kind"] == "oom"
     assert "micro_batch_size" in answer.document["failure"]["message"]
-    monkeypatch.undo()
     again = ftray("train", "job.yaml", "--json")
     assert (again.exit_code, again.document["status"]) == (0, "completed")
 
