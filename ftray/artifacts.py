@@ -85,17 +85,13 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except ValueError as error:
-        raise _not_json(path, error, getattr(error, "lineno", None)) from error
-
-
-def _not_json(path: Path, error: ValueError, line: int | None) -> InputError:
-    return InputError(
-        f"{path} is not JSON: {error}",
-        kind="bad_record",
-        file=str(path),
-        line=line,
-        hint="Move the file away; records are rewritten by the command that made them.",
-    )
+        raise InputError(
+            f"{path} is not JSON: {error}",
+            kind="bad_record",
+            file=str(path),
+            line=getattr(error, "lineno", None),
+            hint="Move the file away; records are rewritten by the command that made them.",
+        ) from error
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
@@ -135,7 +131,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         try:
             records.append(json.loads(line))
         except ValueError as error:
-            raise _not_json(path, error, number) from error
+            raise InputError(
+                f"line {number} of {path} is not JSON: {error}",
+                kind="bad_record",
+                file=str(path),
+                line=number,
+                hint="Delete that line; the others stay as they are.",
+            ) from error
     return records
 
 
@@ -213,7 +215,7 @@ class RunDirectory:
         """Make the folder, or say why it cannot be made; nothing is started in a folder that cannot be written."""
         hint = "Choose another place with --storage DIR, the job's `storage`, or FTRAY_STORAGE."
         require_writable(self.root, hint=hint)
-        self.checkpoints.mkdir(exist_ok=True)
+        require_writable(self.checkpoints, hint=hint)
 
 
 def require_writable(folder: Path, *, hint: str) -> None:
@@ -250,12 +252,20 @@ def storage_place(given: str) -> Path:
 def try_lock(file: IO[str], *, shared: bool = False) -> bool:
     """Lock an open file for as long as it is open, or return False: another process holds it.
 
-    The kernel frees a lock when its process ends, however it ends.
+    The kernel frees a lock when its process ends, however it ends. Raises InputError on a file system without locks.
     """
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise InputError(
+            f"{file.name} cannot be locked: {error.strerror}",
+            kind="storage",
+            given=file.name,
+            allowed="a file system with locks (flock), so that two processes never train one run",
+            hint="Choose another place with --storage DIR, or mount this one with locks.",
+        ) from error
     return True
 
 

@@ -85,7 +85,10 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
-OUT_OF_MEMORY_HINT = "Lower train.micro_batch_size, turn on train.activation_checkpointing, or use a higher stage."
+OUT_OF_MEMORY_HINT = (
+    "Lower train.micro_batch_size or turn on train.activation_checkpointing; with workers, a higher "
+    "compute.deepspeed.stage shares more out."
+)
 
 
 def is_out_of_memory(error: BaseException | str) -> bool:
@@ -93,6 +96,13 @@ def is_out_of_memory(error: BaseException | str) -> bool:
     if isinstance(error, MemoryError):
         return True
     text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else error
-    # The last is torch's allocator on the host.
-    words = ("OutOfMemory", "out of memory", "low on memory", "memory: you tried to allocate")
+    # torch on GPUs, Ray, torch on the host, Python, numpy.
+    words = (
+        "OutOfMemory",
+        "out of memory",
+        "low on memory",
+        "memory: you tried to allocate",
+        "MemoryError",
+        "Unable to allocate",
+    )
     return any(word in text for word in words)

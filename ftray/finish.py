@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from ftray.artifacts import RunDirectory, canonical_json_line, digest_files, write_json, write_text
 from ftray.data.collate import Layout, collate
@@ -24,7 +24,6 @@ from ftray.evaluate.predict import Answers, predict_slots, predict_tasks
 from ftray.evaluate.record import evaluation_record
 from ftray.evaluate.tasks import Task
 from ftray.job import Job
-from ftray.model.bank_peft import adapter_in_bank
 from ftray.model.bank_route import BASE
 from ftray.model.base import identify, load_model
 from ftray.model.forward import label_logits
@@ -33,11 +32,8 @@ from ftray.model_card import model_card
 from ftray.selection import Candidate, Selection, select
 from ftray.train.checkpoint import Checkpoint, find_checkpoints, is_adapter, load_weights
 from ftray.train.engine import Engine
-from ftray.train.loop import Validation, score, shares_base
+from ftray.train.loop import Validation, score, shared_base
 from ftray.train.state import Training
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 PROBE_EXAMPLES = 4
 """Examples whose logits must differ between base and tuned model."""
@@ -124,10 +120,10 @@ def choose(
 def evaluate_both(engine: Engine, final: FinalTasks, validation: Validation, *, model: str) -> tuple[Answers, Answers]:
     """Return what the base and the tuned model (the engine's present weights) answer to every task (collective)."""
     asked = validation.asked(engine)
-    if shares_base(engine):
-        with adapter_in_bank(cast("PeftModel", engine.model)) as bank:
+    with shared_base(engine) as bank:
+        if bank is not None:
             base, tuned = predict_slots(final.tasks, asked, bank, (BASE, 1))
-        return base, tuned
+            return base, tuned
     tuned = predict_tasks(final.tasks, asked)
     with answering_as_base(engine, model):
         return predict_tasks(final.tasks, asked), tuned

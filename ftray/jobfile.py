@@ -176,7 +176,8 @@ def expand_path(text: str, *, base: Path, path: str, file: str | None, line: int
                 file=file,
                 line=line,
             )
-        if match.start() == 0 and value.startswith(".") and not (base / value).exists() and Path(value).exists():
+        is_from_shell = name in os.environ and match.start() == 0 and value.startswith(".")
+        if is_from_shell and not (base / value).exists() and Path(value).exists():
             return str(Path(value).resolve())
         return value
 

@@ -25,7 +25,7 @@ from ftray.evaluate.config import EvaluateConfig
 from ftray.evaluate.predict import Answers, Asked, predict_slots, predict_tasks
 from ftray.evaluate.tasks import build_task
 from ftray.finish import FinalTasks, write_evaluation
-from ftray.model.bank_peft import adapter_in_bank, fits_a_bank
+from ftray.model.bank_peft import adapter_in_bank
 from ftray.model.bank_route import BASE
 from ftray.model.base import load_model, load_tokenizer, longest_example
 from ftray.model.forward import layout_for
@@ -118,14 +118,13 @@ def evaluate_again(subject: Subject, questions: Questions, output: Path) -> dict
         model = load_tuned(subject).to(device)
         asked = _asked(model, questions, layout_for(model.get_base_model()))
         tasks = questions.final.tasks
-        if fits_a_bank(model):
-            with adapter_in_bank(model) as bank:
+        with adapter_in_bank(model) as bank:
+            if bank is not None:
                 base, tuned = predict_slots(tasks, asked, bank, (BASE, 1))
-        else:
-            # PEFT computes what the bank does not, one model after the other.
-            tuned = predict_tasks(tasks, asked)
-            with base_only(model):
-                base = predict_tasks(tasks, asked)
+            else:
+                tuned = predict_tasks(tasks, asked)
+                with base_only(model):
+                    base = predict_tasks(tasks, asked)
     else:
         tuned = _answer_whole(str(subject.folder), questions, device)
         base = _answer_whole(subject.model, questions, device)

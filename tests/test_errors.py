@@ -55,6 +55,7 @@ def test_memory_that_ran_out_is_recognised_whoever_says_so() -> None:
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."))
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory("ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.")
+    assert is_out_of_memory("numpy._core._exceptions._ArrayMemoryError: Unable to allocate 7.45 GiB for an array")
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 

@@ -302,6 +302,11 @@ def test_a_relative_variable_is_relative_to_the_job_file_or_else_to_the_shell(
     assert expand() == str(tmp_path / "shell" / "data" / "a")
     (tmp_path / "jobs" / "data").mkdir()
     assert expand() == "./data/a"
+    # A default stands in the job file, and means its folder.
+    monkeypatch.delenv("FTRAY_TEST_PLACE")
+    (tmp_path / "jobs" / "data").rmdir()
+    text = "${FTRAY_TEST_PLACE:-./data}/a"
+    assert expand_path(text, base=tmp_path / "jobs", path="model", file=None, line=None) == "./data/a"
 
 
 def test_a_variable_that_is_not_set_is_named_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

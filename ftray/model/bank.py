@@ -315,6 +315,18 @@ class BankLinear(nn.Module):
         # Not a submodule: the bank is no part of the model.
         object.__setattr__(self, "bank", bank)
 
+    @property
+    def weight(self) -> Tensor:
+        """The base's weight: some models read it without calling the layer, and get no update then, as with PEFT."""
+        weight: Tensor = self.base.weight
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's bias."""
+        bias: Tensor | None = self.base.bias
+        return bias
+
     def a(self, rows: Tensor) -> Tensor:
         """Return the part [S, r, in] of flat rows [S, P] that is this layer's A: a view."""
         size = self.bank.rank * self.in_features
@@ -335,9 +347,11 @@ class BankLinear(nn.Module):
             return output
         rows = x.reshape(-1, x.shape[-1])
         assert len(rows) == route.num_tokens, "the batch has other tokens than the slots were told"
+        dtype = torch.promote_types(rows.dtype, bank.dtype)
         if torch.is_autocast_enabled(x.device.type):
-            rows = rows.to(torch.get_autocast_dtype(x.device.type))
-        y: Tensor = _BankProduct.apply(rows, bank.anchor, self, route)  # type: ignore[no-untyped-call]
+            dtype = torch.get_autocast_dtype(x.device.type)
+            rows = rows.to(dtype)
+        y: Tensor = _BankProduct.apply(rows, bank.anchor, self, route, dtype)  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], -1)
 
     def factors(self, route: Route, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -382,41 +396,42 @@ class BankLinear(nn.Module):
 class _BankProduct(torch.autograd.Function):
     """y = x W' + b, and for the tokens of each slot + s (x A') B'.
 
-    `anchor` requires a gradient where the first layer's input does not; its own gradient is nothing.
+    `anchor` requires a gradient where the first layer's input does not; its own gradient is nothing. Updates are
+    computed in `dtype`: without autocast the slots' own, as PEFT does, whatever the base is in.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, anchor: Tensor, layer: BankLinear, route: Route) -> Tensor:
-        y = layer.base_product(x)
+    def forward(ctx: Any, x: Tensor, anchor: Tensor, layer: BankLinear, route: Route, dtype: torch.dtype) -> Tensor:
+        y = layer.base_product(x).to(dtype)
         mask = layer.dropout_mask(x, route)
-        inputs = route.spread(x) if mask is None else route.spread(x) * mask
-        a, b, scale = layer.factors(route, x.dtype)
+        inputs = route.spread(x).to(dtype) if mask is None else (route.spread(x) * mask).to(dtype)
+        a, b, scale = layer.factors(route, dtype)
         z = torch.bmm(inputs, a.transpose(1, 2)).mul_(scale)  # [K, t, r]
         route.add_product(y, z, b.transpose(1, 2))
-        ctx.layer, ctx.route = layer, route
+        ctx.layer, ctx.route, ctx.dtype = layer, route, dtype
         # The factors are picked again: they are the weights themselves, or copies not worth keeping.
         ctx.save_for_backward(x, z, *([] if mask is None else [mask]))
-        return y
+        return y.to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         x, z, *masks = ctx.saved_tensors
-        layer, route = ctx.layer, ctx.route
+        layer, route, dtype = ctx.layer, ctx.route, ctx.dtype
         rows = layer.bank.ensure_gradients()
-        a, b, scale = layer.factors(route, x.dtype)
-        inputs = route.spread(x) * masks[0] if masks else route.spread(x)
-        slot_gradient = route.spread_gradient(gradient)  # [K, t, out]
+        a, b, scale = layer.factors(route, dtype)
+        inputs = (route.spread(x) * masks[0] if masks else route.spread(x)).to(dtype)
+        slot_gradient = route.spread_gradient(gradient).to(dtype)  # [K, t, out]
         update = torch.bmm(slot_gradient, b).mul_(scale)  # [K, t, r]
         _add_product(layer.b(rows), route.rows, slot_gradient.transpose(1, 2), z)
         _add_product(layer.a(rows), route.rows, update.transpose(1, 2), inputs)
         if not ctx.needs_input_grad[0]:
-            return None, None, None, None
-        grad_x = layer.base_gradient(gradient)
+            return None, None, None, None, None
+        grad_x = layer.base_gradient(gradient).to(dtype)
         if masks:
             route.add(grad_x, torch.bmm(update, a) * masks[0])
         else:
             route.add_product(grad_x, update, a)
-        return grad_x, None, None, None
+        return grad_x.to(x.dtype), None, None, None, None
 
 
 def _pick(stacked: Tensor, rows: slice | Tensor) -> Tensor:

@@ -49,28 +49,25 @@ UNSUPPORTED = {
 
 
 @contextmanager
-def adapter_in_bank(model: PeftModel) -> Iterator[Bank]:
+def adapter_in_bank(model: PeftModel) -> Iterator[Bank | None]:
     """Put a model's adapter into slot 1 of a bank over the model's own base; inside this block the bank answers.
 
-    What the adapter learns meanwhile is not seen. Raises InputError for an adapter or a base that a bank cannot hold.
+    What the adapter learns meanwhile is not seen. Gives None for an adapter or a base that a bank cannot hold:
+    PEFT then answers for base and tuned in turn, as exactly and not as fast.
     """
-    bank = _bank_of(model)
+    try:
+        bank = bank_of(model)
+    except InputError:
+        yield None
+        return
     try:
         yield bank
     finally:
         bank.detach()
 
 
-def fits_a_bank(model: PeftModel) -> bool:
-    """Return whether a bank can hold the model's adapter; elsewhere PEFT answers for base and tuned in turn."""
-    try:
-        _bank_of(model).detach()
-    except InputError:
-        return False
-    return True
-
-
-def _bank_of(model: PeftModel) -> Bank:
+def bank_of(model: PeftModel) -> Bank:
+    """Return a bank over the model's base with its adapter in slot 1. Raises InputError for what it cannot hold."""
     config = model.peft_config[ADAPTER_NAME].to_dict()
     reason = unsupported(config)
     if reason is not None:
@@ -80,7 +77,11 @@ def _bank_of(model: PeftModel) -> Bank:
     base = model.get_base_model()
     rank = max(adapter.rank_of(layer) for layer in adapter.layers)
     bank = Bank(base, slots=1, rank=rank, target_modules=list(adapter.layers), freeze=False)
-    bank.put(1, adapter, factors)
+    try:
+        bank.put(1, adapter, factors)
+    except InputError:
+        bank.detach()
+        raise
     return bank
 
 

@@ -103,12 +103,18 @@ def train_adapter_only(model: nn.Module) -> None:
     """Put a model with adapters into training mode, its base's own dropout left off.
 
     A base's dropout would make a run depend on its worker and on who else is in its batch; LoRA has dropout of its own.
-    Layers that recompute their activations do so in training mode only; their parts stay in evaluation mode.
+    Layers that recompute their activations do so in training mode only: their parts stay in evaluation mode, and what
+    they drop by themselves is set to 0.
     """
     model.eval()
     for name, module in model.named_modules():
-        if ".lora_dropout" in name or getattr(module, "gradient_checkpointing", False) is True:
+        if ".lora_dropout" in name:
             module.training = True
+        elif getattr(module, "gradient_checkpointing", False) is True:
+            module.training = True
+            for key, value in vars(module).items():
+                if "drop" in key and isinstance(value, float):
+                    setattr(module, key, 0.0)
 
 
 def disk_name(parameter_name: str) -> str:

@@ -75,10 +75,13 @@ class BankEngine:
         """Add the gradients of a batch; return the sum of the label losses in nats of each slot in it.
 
         `slots`: the slot of each example. `normalisers`: what each slot's losses are divided by, its labels of the
-        whole step. `dropout_seeds`: as `Bank.asking`.
+        whole step. `dropout_seeds`: as `Bank.asking`, another seed for every call; slots with dropout must have one.
         """
         bank = self.bank
         self._require_training(slots)
+        for slot in set(slots):
+            seeded = dropout_seeds is not None and slot in dropout_seeds
+            assert seeded or not bank.adapters[slot].dropout, f"slot {slot} has dropout, and no seed for it was given"
         shares = torch.tensor([1.0 / normalisers[slot] for slot in slots], dtype=bank.dtype, device=bank.device)
         with bank.asking(slots, batch.padded_lengths, dropout_seeds=dropout_seeds):
             with autocast(self.precision, bank.device):

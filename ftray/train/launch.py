@@ -26,8 +26,9 @@ from ftray.train.plan import Plan
 OBJECT_STORE_BYTES = 300 * 2**20
 """Embedded Ray's object store: records and results pass through it, never weights or data."""
 ERROR_NOTE = ".worker-error.json"
-PASSED_ON = ("HF_HUB_", "HF_TOKEN", "HF_ENDPOINT", "MLFLOW_", "WANDB_")
-"""Environment of the driver that workers get, wherever they are: accounts and places of services."""
+PASSED_ON = {"CXX", "HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN", "PYTHONPATH"}
+PASSED_PREFIXES = ("MLFLOW_", "WANDB_")
+"""Environment of the driver that workers get, wherever they are: where models, modules and services are."""
 Worker = Callable[[dict[str, Any]], dict[str, Any]]
 Resources = Mapping[str, float]
 """What a node has, by Ray's names: CPU, GPU."""
@@ -181,10 +182,10 @@ def _worker_environment(plan: Plan) -> dict[str, str]:
     environment = {"TOKENIZERS_PARALLELISM": "false", "GOMP_SPINCOUNT": "10000", **MALLOC_ENVIRONMENT}
     if not plan.gpus_per_worker:
         environment["DS_ACCELERATOR"] = "cpu"
-    passed = {name for name in os.environ if name.startswith(PASSED_ON)}
-    if os.environ.get("RAY_ADDRESS") is None:
-        # On another machine these name other places, or nothing.
-        passed |= {"CXX", "HF_HOME", "PATH", "PYTHONPATH"} & os.environ.keys()
+    passed = {name for name in os.environ if name in PASSED_ON or name.startswith(PASSED_PREFIXES)}
+    if os.environ.get("RAY_ADDRESS") is None and "PATH" in os.environ:
+        # Another machine has its own, and would not find its programs with this one.
+        passed.add("PATH")
     return environment | {name: os.environ[name] for name in sorted(passed)}
 
 

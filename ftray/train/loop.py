@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,7 +20,8 @@ from ftray.evaluate.loss import mean_loss
 from ftray.evaluate.metrics import aggregate
 from ftray.evaluate.predict import Asked, predict_slots, predict_task
 from ftray.evaluate.tasks import Task
-from ftray.model.bank_peft import adapter_in_bank, fits_a_bank
+from ftray.model.bank import Bank
+from ftray.model.bank_peft import adapter_in_bank
 from ftray.model.bank_route import BASE
 from ftray.model.lora import train_adapter_only
 from ftray.selection import Candidate, select
@@ -169,13 +171,13 @@ def score(engine: Engine, validation: Validation, *, with_base: bool = False) ->
     """
     asked, task = validation.asked(engine), validation.task
     base_value = None
-    if shares_base(engine):
-        slots = (BASE, 1) if with_base else (1,)
-        with adapter_in_bank(cast("PeftModel", engine.model)) as bank:
+    with shared_base(engine) as bank:
+        if bank is None:
+            predictions = predict_task(task, asked)
+        else:
+            slots = (BASE, 1) if with_base else (1,)
             *base, predictions = (answers[task.name] for answers in predict_slots([task], asked, bank, slots))
-        base_value = aggregate(task.metric, base[0]) if base else None
-    else:
-        predictions = predict_task(task, asked)
+            base_value = aggregate(task.metric, base[0]) if base else None
     value = aggregate(task.metric, predictions)
     if all(row.nll is not None for row in predictions):
         # The predictions hold what a second pass over the rows would measure.
@@ -190,10 +192,14 @@ def score(engine: Engine, validation: Validation, *, with_base: bool = False) ->
     return Score(value=value, loss=loss, base_value=base_value)
 
 
-def shares_base(engine: Engine) -> bool:
-    """Return whether base and tuned model can answer in one batch: a plain adapter, whole in every process."""
-    model = engine.model
-    return is_adapter(model) and not engine.synchronised and fits_a_bank(cast("PeftModel", model))
+def shared_base(engine: Engine) -> AbstractContextManager[Bank | None]:
+    """Let base and tuned model answer in one batch: a bank for a plain adapter that is whole in every process, or None.
+
+    Slot 1 of the bank holds the adapter.
+    """
+    if not is_adapter(engine.model) or engine.synchronised:
+        return nullcontext()
+    return adapter_in_bank(cast("PeftModel", engine.model))
 
 
 def best_step(training: Training) -> int | None:

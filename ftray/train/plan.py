@@ -204,19 +204,19 @@ def _check_compute(compute: ComputeConfig, workers: int, least: int, stage: int)
         )
     place, parameters = settings.offload_optimizer, settings.offload_parameters
     needs = [
-        (parameters != "none", f"offload_parameters: {parameters}", (3,)),
-        (place == "nvme", "offload_optimizer: nvme", (3,)),
-        (place == "cpu", "offload_optimizer: cpu", (1, 2, 3)),
+        ("offload_parameters", parameters, parameters != "none", (3,), "Set compute.deepspeed.stage: 3, or none here."),
+        ("offload_optimizer", place, place == "nvme", (3,), "Set compute.deepspeed.stage: 3, or offload to the CPU."),
+        ("offload_optimizer", place, place == "cpu", (1, 2, 3), "Set compute.deepspeed.stage: 2."),
     ]
-    for applies, setting, stages in needs:
+    for name, value, applies, stages, hint in needs:
         if applies and stage not in stages:
             raise InputError(
-                f"{setting} needs ZeRO stage {' or '.join(map(str, stages))}; this job has stage {stage}",
+                f"{name}: {value} needs ZeRO stage {' or '.join(map(str, stages))}; this job has stage {stage}",
                 kind="incompatible",
-                given={"stage": stage, setting.split(":")[0]: setting.split(": ")[1]},
+                given={"stage": stage, name: value},
                 allowed=[f"stage: {one}" for one in stages],
-                hint=f"Set compute.deepspeed.stage: {stages[-1]}, or {setting.split(':')[0]}: none.",
-                path=f"compute.deepspeed.{setting.split(':')[0]}",
+                hint=hint,
+                path=f"compute.deepspeed.{name}",
             )
 
 

@@ -114,6 +114,7 @@ def test_base_and_tuned_answer_in_one_batch_what_they_answer_alone(
         model=model, tokenizer=tokenization.tokenizer, stop_token_ids=tokenization.stop_token_ids, layout="padded"
     )
     with adapter_in_bank(model) as bank:
+        assert bank is not None
         together = predict_slots([task], asked, bank, (BASE, 1))
     both = forwards
     predict(task, model, tokenization, Alone())

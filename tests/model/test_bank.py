@@ -415,6 +415,14 @@ def test_the_output_head_has_no_slots(families: dict[str, Path]) -> None:
     assert caught.value.kind == "unsupported_target"
 
 
+def test_the_bases_weights_can_be_read_past_the_slots(families: dict[str, Path]) -> None:
+    bank, _, base = world(families["qwen2"])
+    for name in ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj"):
+        layer, own = bank.model.get_submodule(name), base.get_submodule(name)
+        assert torch.equal(layer.weight, own.weight)  # type: ignore[arg-type]
+        assert (layer.bias is None) == (own.bias is None)
+
+
 def test_a_model_has_one_bank(families: dict[str, Path]) -> None:
     bank, _, _ = world(families["llama"])
     with pytest.raises(AssertionError, match="a bank already"):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ftray.errors import InputError
 from ftray.model.bank import Bank
-from ftray.model.bank_peft import adapter_in_bank, fits_a_bank, load_slot, read_adapter, save_slot
+from ftray.model.bank_peft import adapter_in_bank, bank_of, load_slot, read_adapter, save_slot
 from ftray.model.base import load_model
 from ftray.model.config import MethodConfig
 from ftray.model.lora import attach_lora, base_only
@@ -203,8 +203,10 @@ def test_a_models_own_adapter_and_its_base_answer_in_one_batch(families: dict[st
     tuned = logits(model)
     with base_only(model):
         base = logits(model)
-    with adapter_in_bank(model) as bank, bank.asking([0, 1], [10, 10]):
-        both = logits(model)
+    with adapter_in_bank(model) as bank:
+        assert bank is not None
+        with bank.asking([0, 1], [10, 10]):
+            both = logits(model)
     assert torch.allclose(both[0], base[0], atol=1e-5)
     assert torch.allclose(both[1], tuned[1], atol=1e-5)
     assert torch.equal(logits(model), tuned)
@@ -228,15 +230,33 @@ def test_an_adapted_head_does_not_fit_a_bank(families: dict[str, Path]) -> None:
     method = MethodConfig(rank=2, target_modules=["q_proj", "lm_head"])
     model: Any = attach_lora(load_model(str(families["llama"])), method, base_name="b", seed=0).eval()
     before = logits(model)
-    assert not fits_a_bank(model)
-    assert torch.equal(logits(model), before)
+    with adapter_in_bank(model) as bank:
+        assert bank is None
+        assert torch.equal(logits(model), before)
 
 
 def test_a_model_that_is_not_plain_lora_is_refused_and_left_alone(families: dict[str, Path]) -> None:
     config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], use_dora=True)
     model: Any = get_peft_model(load_model(str(families["llama"])), config).eval()
     before = logits(model)
-    with pytest.raises(InputError) as caught, adapter_in_bank(model):
-        pass
+    with pytest.raises(InputError) as caught:
+        bank_of(model)
     assert caught.value.kind == "unsupported_adapter"
     assert torch.equal(logits(model), before)
+
+
+def test_a_base_in_bf16_answers_as_in_peft(families: dict[str, Path]) -> None:
+    """The update is computed in fp32 and rounded once, as who loads the adapter with PEFT will have it."""
+    model: Any = attach_lora(
+        load_model(str(families["llama"]), precision="bf16"), MethodConfig(rank=4), base_name="b", seed=0
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(2))
+    model.eval()
+    tuned = logits(model)
+    with adapter_in_bank(model) as bank:
+        assert bank is not None
+        with bank.asking([1, 1], [10, 10]):
+            assert torch.equal(logits(model), tuned)

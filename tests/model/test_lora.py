@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, OPTConfig
 
 from ftray.errors import InputError
 from ftray.model.base import load_model, recompute_activations
@@ -234,3 +235,17 @@ def test_an_adapter_trains_with_its_own_dropout_only(families: dict[str, Path], 
     assert torch.equal(*losses[0.0])
     assert not torch.equal(*losses[0.5])
     assert len(calls) == (6 if recompute else 4)
+
+
+def test_a_layer_that_drops_by_itself_drops_nothing_when_it_recomputes() -> None:
+    config = OPTConfig(
+        vocab_size=61, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, dropout=0.5,
+        max_position_embeddings=64, word_embed_proj_dim=32, layerdrop=0.5,
+    )  # fmt: skip
+    base = AutoModelForCausalLM.from_config(config)
+    recompute_activations(base)
+    model: Any = attach(base, rank=2, target_modules=["q_proj", "v_proj"])
+    fill(model)
+    train_adapter_only(model)
+    assert model.get_base_model().model.decoder.layers[0].training
+    assert torch.equal(model(**INPUTS).logits, model(**INPUTS).logits)

@@ -327,3 +327,15 @@ def test_fp16_is_refused(families: dict[str, Path]) -> None:
     with pytest.raises(InputError) as caught:
         BankEngine(bank, precision="fp16")
     assert caught.value.path == "train.precision"
+
+
+def test_dropout_without_a_seed_is_an_error(families: dict[str, Path]) -> None:
+    bank = Bank(load_model(str(families["llama"])), slots=1, rank=2)
+    engine = BankEngine(bank)
+    engine.join(1, MethodConfig(rank=2, dropout=0.1), seed=0, weight_decay=0.0)
+    rows = examples(1, 0)
+    batch = collate(rows, layout_for(bank.model))
+    with pytest.raises(AssertionError, match="no seed"):
+        engine.accumulate(batch, [1] * len(rows), normalisers={1: 1.0})
+    engine.accumulate(batch, [1] * len(rows), normalisers={1: 1.0}, dropout_seeds={1: 3})
+    assert engine.step({1: 1e-3})[1] > 0
