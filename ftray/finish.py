@@ -20,11 +20,10 @@ from ftray.errors import RunError
 from ftray.evaluate.compare import compare, predictions_lines
 from ftray.evaluate.config import EvaluateConfig
 from ftray.evaluate.mode import evaluating
-from ftray.evaluate.predict import Answers, predict_slots, predict_tasks
+from ftray.evaluate.predict import Answers, predict_both
 from ftray.evaluate.record import evaluation_record
 from ftray.evaluate.tasks import Task
 from ftray.job import Job
-from ftray.model.bank_route import BASE
 from ftray.model.base import identify, load_model
 from ftray.model.forward import label_logits
 from ftray.model.lora import base_only
@@ -119,14 +118,8 @@ def choose(
 
 def evaluate_both(engine: Engine, final: FinalTasks, validation: Validation, *, model: str) -> tuple[Answers, Answers]:
     """Return what the base and the tuned model (the engine's present weights) answer to every task (collective)."""
-    asked = validation.asked(engine)
     with shared_base(engine) as bank:
-        if bank is not None:
-            base, tuned = predict_slots(final.tasks, asked, bank, (BASE, 1))
-            return base, tuned
-    tuned = predict_tasks(final.tasks, asked)
-    with answering_as_base(engine, model):
-        return predict_tasks(final.tasks, asked), tuned
+        return predict_both(final.tasks, validation.asked(engine), bank, as_base=answering_as_base(engine, model))
 
 
 @contextmanager

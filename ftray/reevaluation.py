@@ -22,11 +22,10 @@ from ftray.data.tokenization import Tokenization, fitting
 from ftray.data.windows import cut_texts
 from ftray.errors import InputError
 from ftray.evaluate.config import EvaluateConfig
-from ftray.evaluate.predict import Answers, Asked, predict_slots, predict_tasks
+from ftray.evaluate.predict import Answers, Asked, predict_both, predict_tasks
 from ftray.evaluate.tasks import build_task
 from ftray.finish import FinalTasks, write_evaluation
 from ftray.model.bank_peft import adapter_in_bank
-from ftray.model.bank_route import BASE
 from ftray.model.base import load_model, load_tokenizer, longest_example
 from ftray.model.forward import layout_for
 from ftray.model.lora import base_only
@@ -117,14 +116,8 @@ def evaluate_again(subject: Subject, questions: Questions, output: Path) -> dict
     if subject.is_adapter:
         model = load_tuned(subject).to(device)
         asked = _asked(model, questions, layout_for(model.get_base_model()))
-        tasks = questions.final.tasks
         with adapter_in_bank(model) as bank:
-            if bank is not None:
-                base, tuned = predict_slots(tasks, asked, bank, (BASE, 1))
-            else:
-                tuned = predict_tasks(tasks, asked)
-                with base_only(model):
-                    base = predict_tasks(tasks, asked)
+            base, tuned = predict_both(questions.final.tasks, asked, bank, as_base=base_only(model))
     else:
         tuned = _answer_whole(str(subject.folder), questions, device)
         base = _answer_whole(subject.model, questions, device)

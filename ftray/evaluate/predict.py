@@ -23,6 +23,7 @@ from ftray.evaluate.mode import Asking, ask_the_model, keep_while_work_is_left
 from ftray.evaluate.tasks import Task, TaskRow
 from ftray.group import Alone, Group
 from ftray.model.bank import Bank
+from ftray.model.bank_route import BASE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +92,21 @@ def predict_slots(tasks: Sequence[Task], asked: Asked, bank: Bank, slots: Sequen
             mine = dict(zip(order, everything[position :: len(slots)], strict=True))
             answers[position][task.name] = _gathered(task, asked.group, mine)
     return answers
+
+
+def predict_both(
+    tasks: Sequence[Task], asked: Asked, bank: Bank | None, *, as_base: AbstractContextManager[None]
+) -> tuple[Answers, Answers]:
+    """Return what the base and the tuned model answer: in the same batches through a bank with the adapter in slot 1.
+
+    Without a bank one after the other, the base inside `as_base`.
+    """
+    if bank is not None:
+        base, tuned = predict_slots(tasks, asked, bank, (BASE, 1))
+        return base, tuned
+    tuned = predict_tasks(tasks, asked)
+    with as_base:
+        return predict_tasks(tasks, asked), tuned
 
 
 def _shared_out(task: Task, group: Group) -> list[int]:

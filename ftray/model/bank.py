@@ -85,9 +85,7 @@ class Bank:
         self.slots = slots
         self.rank = rank
         bases = {name: self.linears[name] for name in wanted}
-        problem = self._problem(bases)
-        if problem is not None:
-            raise problem
+        self._require_shareable(bases)
         if freeze:
             model.requires_grad_(False)
         first = next(iter(bases.values()))
@@ -229,10 +227,10 @@ class Bank:
     def _require_slot(self, slot: int) -> None:
         assert 1 <= slot <= self.slots, f"slot {slot} is none of 1 to {self.slots}; 0 is the base and holds nothing"
 
-    def _problem(self, bases: Mapping[str, Any]) -> InputError | None:
-        """Return why these layers cannot have slots."""
+    def _require_shareable(self, bases: Mapping[str, Any]) -> None:
+        """Raise InputError for layers that cannot have slots."""
         if not bases:
-            return InputError(
+            raise InputError(
                 "the base has no linear layer that a slot could adapt",
                 kind="unknown_target",
                 given=sorted(self.linears)[:3],
@@ -241,7 +239,7 @@ class Bank:
             )
         for name, base in bases.items():
             if base is self._head:
-                return InputError(
+                raise InputError(
                     f"the output head {name!r} cannot have slots: it sees only some of a batch's tokens",
                     kind="unsupported_target",
                     given=name,
@@ -250,7 +248,7 @@ class Bank:
                 )
             dtype = str(base.weight.dtype).removeprefix("torch.")
             if not base.weight.is_floating_point() or base.weight.element_size() < 2:
-                return InputError(
+                raise InputError(
                     f"the base's layer {name!r} is quantised ({dtype})",
                     kind="quantised_base",
                     given=dtype,
@@ -258,14 +256,13 @@ class Bank:
                     hint="Load the base in bf16: the bank holds it once for all adapters.",
                 )
             if not computes_plainly(base):
-                return InputError(
+                raise InputError(
                     f"the base's layer {name!r} ({type(base).__name__}) computes more than a matrix product",
                     kind="unsupported_target",
                     given=type(base).__name__,
                     allowed="nn.Linear and Conv1D",
                     hint="Leave it out of target_modules; where it is a quantised layer, load the base in bf16.",
                 )
-        return None
 
     # Who is asked
 

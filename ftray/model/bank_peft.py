@@ -21,7 +21,7 @@ from torch import Tensor
 from ftray.artifacts import write_text
 from ftray.errors import InputError
 from ftray.model.bank import Adapter, Bank, Factors
-from ftray.model.lora import ADAPTER_NAME, CONFIG_FILE, WEIGHTS_FILE, disk_name
+from ftray.model.lora import ADAPTER_NAME, CONFIG_FILE, WEIGHTS_FILE, alpha_number, disk_name
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -158,7 +158,7 @@ def adapter_config(bank: Bank, adapter: Adapter, *, base_name: str) -> dict[str,
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
         "r": adapter.rank,
-        "lora_alpha": int(adapter.alpha) if float(adapter.alpha).is_integer() else adapter.alpha,
+        "lora_alpha": alpha_number(adapter.alpha),
         "lora_dropout": adapter.dropout,
         "use_rslora": adapter.rslora,
         "use_dora": False,

@@ -34,7 +34,7 @@ def attach_lora(base: nn.Module, method: MethodConfig, *, base_name: str, seed: 
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=method.rank,
-        lora_alpha=_as_number(method.alpha),
+        lora_alpha=alpha_number(method.alpha),
         lora_dropout=method.dropout,
         use_rslora=method.rslora,
         target_modules=method.target_modules,
@@ -75,8 +75,9 @@ def is_target(name: str, target_modules: str | list[str]) -> bool:
     return any(name == target or name.endswith(f".{target}") for target in target_modules)
 
 
-def _as_number(alpha: float) -> int:
-    # PEFT's type says int, its arithmetic takes floats; whole numbers stay whole in adapter_config.json.
+def alpha_number(alpha: float) -> int:
+    """Return alpha as adapter_config.json spells it: whole numbers stay whole."""
+    # PEFT's type says int, its arithmetic takes floats.
     return int(alpha) if float(alpha).is_integer() else alpha  # type: ignore[return-value]
 
 

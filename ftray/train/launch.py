@@ -26,9 +26,19 @@ from ftray.train.plan import Plan
 OBJECT_STORE_BYTES = 300 * 2**20
 """Embedded Ray's object store: records and results pass through it, never weights or data."""
 ERROR_NOTE = ".worker-error.json"
-PASSED_ON = {"CXX", "HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN", "PYTHONPATH"}
+PASSED_ON = {
+    "CXX",
+    "GOMP_SPINCOUNT",
+    "HF_ENDPOINT",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_HUB_OFFLINE",
+    "HF_TOKEN",
+    "PYTHONPATH",
+}
 PASSED_PREFIXES = ("MLFLOW_", "WANDB_")
-"""Environment of the driver that workers get, wherever they are: where models, modules and services are."""
+"""Environment of the driver that workers get, wherever they are: where models, modules and services are, how
+threads wait."""
 Worker = Callable[[dict[str, Any]], dict[str, Any]]
 Resources = Mapping[str, float]
 """What a node has, by Ray's names: CPU, GPU."""
@@ -179,7 +189,7 @@ def _resources(plan: Plan) -> dict[str, float]:
 
 
 def _worker_environment(plan: Plan) -> dict[str, str]:
-    environment = {"TOKENIZERS_PARALLELISM": "false", "GOMP_SPINCOUNT": "10000", **MALLOC_ENVIRONMENT}
+    environment = {"TOKENIZERS_PARALLELISM": "false", **MALLOC_ENVIRONMENT}
     if not plan.gpus_per_worker:
         environment["DS_ACCELERATOR"] = "cpu"
     passed = {name for name in os.environ if name in PASSED_ON or name.startswith(PASSED_PREFIXES)}

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -21,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tables import print_tables, render_readme
+from tables import describe_machine, print_tables, render_readme
+
+from ftray.cli.process import quieten_libraries
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "transformers", "peft")
@@ -40,6 +41,8 @@ def main() -> None:
         )
         return
     settings = read_settings(asked)
+    # What ftray sets for itself and its workers; both sides of the comparison have it.
+    quieten_libraries()
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     output = asked.output or (None if asked.quick else HERE / RESULTS[asked.device])
     results: dict[str, Any] = {
@@ -47,7 +50,7 @@ def main() -> None:
         "quick": asked.quick,
         "device": asked.device,
         "started_at": started_at,
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"},
+        "machine": describe_machine(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "settings": settings,
     }
@@ -125,10 +128,7 @@ PART_OF = {"training": training, "serving": serving, "memory": memory}
 def child(what: dict[str, Any], settings: dict[str, Any], *, threads: int) -> dict[str, Any]:
     """Measure in a fresh process with so many threads."""
     order = json.dumps({**what, "settings": settings})
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    environment |= {"DS_ACCELERATOR": "cpu"} if settings["device"] == "cpu" else {}
-    # As ftray sets both for its workers; both sides of the comparison have them.
-    environment.setdefault("GOMP_SPINCOUNT", "10000")
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-W", "ignore::FutureWarning", __file__, "--child", order]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
@@ -173,14 +173,6 @@ def measure(order: dict[str, Any]) -> dict[str, Any]:
     if settings["device"] == "cuda":
         return {"bytes": torch.cuda.max_memory_allocated()}
     return {"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-
-
-def cpu_name() -> str:
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 if __name__ == "__main__":

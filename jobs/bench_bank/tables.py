@@ -2,49 +2,45 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+from bench_report import Grid, describe_machine, fill_readme
+
+__all__ = ["describe_machine", "print_tables", "render_readme"]
 MIB = 2**20
 HEADER = ("shape", "load", "threads", "slots", "PEFT ms", "bank ms", "ratio", "goal")
 Record = dict[str, Any]
 
 
+def grid(results: Record) -> Grid:
+    """Return the table of training."""
+    return Grid(title="Milliseconds of a trial's step", header=HEADER, rows=training_rows(results))
+
+
 def print_tables(results: Record) -> None:
     """Print what was measured beside the goals."""
     console = Console()
-    table = Table(title="Milliseconds of a trial's step", title_justify="left")
-    for name in HEADER:
-        table.add_column(name, justify="right")
-    for row in training_rows(results):
-        table.add_row(*row)
-    console.print(table)
+    console.print(grid(results).to_rich())
     for line in sentences(results):
         console.print(line, highlight=False)
 
 
 def render_readme(results: Record, file: Path) -> None:
-    """Put the tables between README.md's markers."""
-    machine = results["machine"]
-    lines = [
-        f"{machine['cores']} cores ({machine['cpu']}), {results['device']}, "
-        f"torch {results['versions']['torch']}, PEFT {results['versions']['peft']}; medians of "
-        f"{results['settings']['repeats']}. Milliseconds of a trial's step; the goal is for the best number of slots.",
-        "",
-        "| " + " | ".join(HEADER) + " |",
-        "|" + "---:|" * len(HEADER),
-        *("| " + " | ".join(row) + " |" for row in training_rows(results)),
-        "",
-        *(f"- {line}" for line in sentences(results)),
-    ]
-    text = file.read_text(encoding="utf-8")
-    before, rest = text.split("<!-- results -->\n")
-    _, after = rest.split("<!-- /results -->")
-    filled = "\n".join([before + "<!-- results -->", *lines, "<!-- /results -->"]) + after
-    file.write_text(filled, encoding="utf-8")
+    """Put the tables between README.md's markers. Numbers of a --quick run are not results."""
+    assert not results["quick"], "these results are of a --quick run; run the whole benchmark first"
+    machine, versions = results["machine"], results["versions"]
+    where = (
+        f"{results['started_at'][:10]}, {machine['cores']} cores of {machine['cpu']}, {results['device']}, "
+        f"torch {versions['torch']}, PEFT {versions['peft']}; medians of {results['settings']['repeats']}. "
+        "The goal is for the best number of slots."
+    )
+    said = "\n".join(f"- {line}" for line in sentences(results))
+    fill_readme(file, "\n\n".join([where, grid(results).to_markdown(), said]))
 
 
 def training_rows(results: Record) -> list[tuple[str, ...]]:

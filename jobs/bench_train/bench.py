@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import platform
 import shlex
 import statistics
 import sys
@@ -21,12 +20,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 from held_out import grade_adapter, write_rows
 from profile_step import profile_step
 from sides import Run, Task, run_ftray, run_trl
-from tables import print_tables, render_readme, summarise
+from tables import describe_machine, print_tables, render_readme, summarise
 
 from ftray.job import load_job
 
@@ -99,22 +97,6 @@ def quickened(settings: dict[str, Any]) -> dict[str, Any]:
         "overhead": {**settings["overhead"], "steps": quick["overhead_steps"], "repeats": quick["repeats"]},
         "profile": {**settings["profile"], "steps": quick["profile_steps"]},
     }
-
-
-def describe_machine() -> dict[str, Any]:
-    names = [line.split(":", 1)[1].strip() for line in _cpu_lines() if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-    }
-
-
-def _cpu_lines() -> list[str]:
-    file = Path("/proc/cpuinfo")
-    return file.read_text(encoding="utf-8").splitlines() if file.exists() else []
 
 
 class Bench:

@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-import re
 import statistics
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+from bench_report import Grid, describe_machine, fill_readme
 
 GIB = 2**30
+__all__ = ["describe_machine", "print_tables", "render_readme", "summarise"]
 Record = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grid:
-    """One table, for a terminal or for Markdown."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-
-    def to_rich(self) -> Table:
-        table = Table(title=self.title, title_justify="left")
-        for index, name in enumerate(self.header):
-            table.add_column(name, justify="left" if index == 0 else "right")
-        for row in self.rows:
-            table.add_row(*row)
-        return table
-
-    def to_markdown(self) -> str:
-        rule = "|---" + "|---:" * (len(self.header) - 1) + "|"
-        lines = ["| " + " | ".join(row) + " |" for row in self.rows]
-        return "\n".join([f"**{self.title}**", "", "| " + " | ".join(self.header) + " |", rule, *lines])
 
 
 def summarise(results: Record) -> Record:
@@ -184,12 +164,7 @@ def render_readme(results: Record, file: Path) -> None:
         + "."
     )
     tables = "\n\n".join([where, *(grid.to_markdown() for grid in grids(results))])
-    text = file.read_text(encoding="utf-8")
-    filled, count = re.subn(
-        r"(<!-- results -->\n).*?(<!-- /results -->)", lambda found: f"{found[1]}{tables}\n{found[2]}", text, flags=re.S
-    )
-    assert count == 1, f"{file} needs one pair of results markers"
-    file.write_text(filled, encoding="utf-8")
+    fill_readme(file, tables)
 
 
 def _of(runs: Sequence[Record], **wanted: str) -> list[Record]:

@@ -117,6 +117,21 @@ def test_two_workers_have_the_losses_of_one_process(finished: dict[str, Any], wo
     assert (finished["tokens"], finished["label_tokens"]) == (alone["tokens"], alone["label_tokens"])
 
 
+def dying_worker(tries: str, *, times: int, after: float) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Return a worker that notes each try and kills itself in the first ones."""
+
+    # Defined in here, so that it travels to the workers by value.
+    def worker(payload: dict[str, Any]) -> dict[str, Any]:
+        with open(tries, "a") as file:
+            file.write("x")
+        time.sleep(after)
+        if os.path.getsize(tries) <= times:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"done": True}
+
+    return worker
+
+
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(
     finished: dict[str, Any], world: Any, tmp_path: Path
@@ -162,36 +177,23 @@ def test_an_error_with_a_sentence_is_not_tried_again(world: Any, cluster: None, 
 @pytest.mark.slow
 def test_workers_that_are_lost_too_often_end_the_run(world: Any, cluster: None, tmp_path: Path) -> None:
     order = order_of(job(world, tmp_path, workers=1))
-    tries = str(tmp_path / "tries")
-
-    def worker(payload: dict[str, Any]) -> dict[str, Any]:
-        with open(tries, "a") as file:
-            file.write("x")
-        time.sleep(1)  # Ray Train does not replace a worker that dies while the group still starts
-        os.kill(os.getpid(), signal.SIGKILL)
-        return {}
-
+    tries = tmp_path / "tries"
+    # Ray Train does not replace a worker that dies while the group still starts.
+    worker = dying_worker(str(tries), times=2, after=1.0)
     with pytest.raises(RunError) as caught:
         launch(worker, {}, plan=replace(order.plan, max_failures=0), run=order.run)
     assert caught.value.kind == "node"
     assert "max_failures" in caught.value.hint
-    assert Path(tries).read_text() == "x"
+    assert tries.read_text() == "x"
 
 
 @pytest.mark.slow
 def test_a_worker_that_dies_while_its_group_starts_is_replaced(world: Any, cluster: None, tmp_path: Path) -> None:
     order = order_of(job(world, tmp_path, workers=1))
-    tries = str(tmp_path / "tries")
-
-    def worker(payload: dict[str, Any]) -> dict[str, Any]:
-        with open(tries, "a") as file:
-            file.write("x")
-        if Path(tries).read_text() == "x":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return {"done": True}
-
+    tries = tmp_path / "tries"
+    worker = dying_worker(str(tries), times=1, after=0.0)
     assert launch(worker, {}, plan=replace(order.plan, max_failures=1), run=order.run) == {"done": True}
-    assert Path(tries).read_text() == "xx"
+    assert tries.read_text() == "xx"
 
 
 def test_more_workers_than_there_can_be_are_refused_without_waiting(world: Any, cluster: None, tmp_path: Path) -> None:
@@ -254,5 +256,6 @@ def test_workers_elsewhere_keep_their_own_path(tiny: ModuleType, monkeypatch: py
     elsewhere = _worker_environment(tiny.plan(workers=1))
     assert (elsewhere["WANDB_API_KEY"], elsewhere["HF_TOKEN"]) == ("key", "token")
     assert elsewhere["PYTHONPATH"] == "/here"
+    assert elsewhere["GOMP_SPINCOUNT"] == os.environ["GOMP_SPINCOUNT"]
     assert "PATH" in here
     assert "PATH" not in elsewhere
