@@ -190,6 +190,10 @@ class RunDirectory:
         return self.root / "selection.json"
 
     @property
+    def diagnosis(self) -> Path:
+        return self.root / "diagnosis.json"
+
+    @property
     def adapter(self) -> Path:
         return self.root / "adapter"
 

@@ -16,13 +16,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ftray.data.audit import AuditReport
-from ftray.data.prepare import Datasets
+from ftray.audit.report import AuditReport
+from ftray.audit.table import spell_rows
 from ftray.doctor import free_memory
 from ftray.errors import InputError
 from ftray.estimate import MemoryEstimate, estimate_memory, estimate_time, forward_load, measure_shape
-from ftray.finetune import Prepared, check, finished_result, require_audit
+from ftray.finetune import Prepared, check, finished_result, replay_record, require_audit
 from ftray.job import LoadedJob, run_directory, run_id_of
+from ftray.prepare import Datasets
 from ftray.ranges import Advice, advise
 from ftray.speed import worker_speed
 from ftray.tracking import require_trackers
@@ -62,15 +63,18 @@ def check_job(loaded: LoadedJob) -> dict[str, Any]:
         "state": _state(loaded, prepared),
         "smoke": loaded.smoke,
         "model": {"name": job.model, "parameters": shape.parameters, "trained": shape.trained},
-        "audit": _audit_record(datasets.audit),
+        "audit": _audit_record(prepared.audit),
         "rows": {
-            "train": len(datasets.train),
+            "train": datasets.num_task_rows,
+            "replay": len(datasets.replay.rows) if datasets.replay else None,
             "validation": len(datasets.validation),
             "test": len(datasets.test) if datasets.test is not None else None,
             "probes": {name: len(rows) for name, rows in datasets.probes.items()},
         },
+        "replay": replay_record(datasets),
         "dropped": dict(Counter(one.reason for one in datasets.dropped)),
         "decontaminated": datasets.decontaminated,
+        "left_out": datasets.left_out,
         "tokens": _token_record(datasets, plan),
         "steps": _step_record(plan),
         "resources": resources,
@@ -80,7 +84,7 @@ def check_job(loaded: LoadedJob) -> dict[str, Any]:
         "warnings": [one.to_record() for one in advice],
         "notes": list(datasets.notes),
     }
-    _require_audit(datasets.audit, record)
+    _require_audit(prepared.audit, record)
     return record
 
 
@@ -110,7 +114,7 @@ def _state(loaded: LoadedJob, prepared: Prepared) -> str:
 
 def _audit_record(report: AuditReport) -> dict[str, Any]:
     record = report.to_record()
-    keys = ("name", "status", "count", "rows", "share", "accepted", "fix")
+    keys = ("name", "status", "count", "rows", "share", "limit", "accepted", "fix", "examples")
     findings = [{key: one[key] for key in keys} for one in record["checks"] if one["status"] in ("warn", "fail")]
     return {"status": record["status"], "findings": findings}
 
@@ -225,12 +229,33 @@ def render_check(record: dict[str, Any], console: Console) -> None:
     for one in record["audit"]["findings"]:
         accepted = f" (accepted: {one['accepted']})" if one["accepted"] else ""
         line = f"audit {one['status']}: {one['name']}, {one['count']} of {one['rows']} rows{accepted}. {one['fix']}"
-        show(Text(line, style="yellow"))
+        shown = f" Look at {spell_rows(one['examples'])}." if one["examples"] else ""
+        show(Text(line + shown, style="yellow"))
     for one in record["warnings"]:
         source = f" [{one['source']}]" if one["source"] else ""
         show(Text(f"warning: {one['field']}: {one['message']}{source}", style="yellow"))
     for note in record["notes"]:
         show(Text(f"note: {note}"))
+    if "decision" in record:
+        for line in decision_lines(record["decision"]):
+            show(Text(line))
+
+
+def decision_lines(decision: dict[str, Any]) -> list[str]:
+    """Return what was decided, for people: the advice first."""
+    advice = {"fine_tune": "Fine-tune.", "prompt": "Prompt instead."}[decision["recommend"]]
+    asked = {"as it is": "zero_shot", f"with {decision['shots']} examples": "few_shot"}
+    ways = "; ".join(
+        f"base {how} {decision[key]['value']:.1%} ({decision[key]['low']:.1%} to {decision[key]['high']:.1%}), "
+        f"{decision[key]['prompt_tokens']:.0f} prompt tokens, {decision[key]['seconds']:.2f} s a request"
+        for how, key in asked.items()
+    )
+    return [
+        f"decision: {advice} {' '.join(decision['reasons'])}",
+        f"asked    {ways}",
+        f"saved    {decision['prompt_tokens_saved']:.0f} prompt tokens and {decision['seconds_saved']:.2f} s a request "
+        "by not showing examples",
+    ]
 
 
 def _lines(record: dict[str, Any]) -> dict[str, str]:
@@ -253,8 +278,10 @@ def _lines(record: dict[str, Any]) -> dict[str, str]:
         "model": f"{model['name']}: {shape}",
         "rows": f"{rows['train']:,} train, {rows['validation']:,} validation, "
         f"{'no' if rows['test'] is None else format(rows['test'], ',')} test{probes}",
+        **({"replay": spell_replay(record["replay"], tokens["labels"])} if record["replay"] else {}),
         "left out": f"{', '.join(left_out)}; removed from train because an evaluation set asks the same: "
-        f"{record['decontaminated']:,}",
+        f"{record['decontaminated']:,}"
+        + (f"; nearly like rows of both sides of the split: {record['left_out']:,}" if record["left_out"] else ""),
         "audit": record["audit"]["status"],
         "tokens": f"{tokens['epoch']:,} an epoch, {tokens['label_share']:.1%} carry a label",
         "lengths": f"{length}, longest {tokens['longest']:,} of {tokens['max_length']:,}",
@@ -268,6 +295,17 @@ def _lines(record: dict[str, Any]) -> dict[str, str]:
         "time": f"{spell_seconds(time['train_seconds'])} for {time['train_flops']:.2g} operations, evaluations not "
         f"counted ({time['assumption']})",
     }
+
+
+def spell_replay(replay: dict[str, Any], labels: int) -> str:
+    """Return what is rehearsed in a line. `labels`: of an epoch, replay included."""
+    text = (
+        f"{replay['rows']:,} rows ({replay['distinct']:,} distinct of {replay['available']:,}), {replay['origin']}: "
+        f"{replay['share']:.1%} of an epoch's rows, {replay['labels'] / labels:.1%} of its labels"
+    )
+    left_out = f"; {replay['dropped']:,} more do not fit" if replay["dropped"] else ""
+    waiting = "" if replay["is_sampled"] else "; sampled when the run starts, until then counted at their longest"
+    return f"{text}{left_out}{waiting}"
 
 
 def spell_seconds(seconds: float | None) -> str:

@@ -62,7 +62,8 @@ class Course:
 
     def take(self, line: dict[str, Any], now: float) -> None:
         """Note a line."""
-        if self.first_step is None or line["kind"] == "event":
+        # Another attempt has another pace; a spike of the loss changes none.
+        if self.first_step is None or (line["kind"] == "event" and line["event"] != "loss_spike"):
             self.first_step, self.first_time = line["step"], now
         self.step = line["step"]
         if line["kind"] == "step":
@@ -112,7 +113,7 @@ class PlainLines:
         self._course.take(line, now)
         where = f"step {line['step']}/{self._course.total}" if self._course.total else f"step {line['step']}"
         if line["kind"] == "event":
-            self.say(f"{where}  {line['event']}")
+            self.say(f"{where}  {line.get('message', line['event'])}")
         elif line["kind"] == "evaluation":
             self.say(f"{where}  {self._course.validated()}")
         else:
@@ -154,7 +155,7 @@ class LiveView:
         self._course.take(line, time.monotonic())
         where = f"step {line['step']:>{len(str(self._course.total))}}"
         if line["kind"] == "event":
-            self._keep(where, line["event"])
+            self._keep(where, line.get("message", line["event"]))
         elif line["kind"] == "evaluation":
             self._keep(where, self._course.validated())
         last = line["kind"] == "evaluation" and line["step"] >= self._course.total
@@ -212,7 +213,8 @@ def plan_lines(prepared: Prepared) -> list[str]:
     count = f"{plan.workers} worker{'s' if plan.workers > 1 else ''}"
     workers = "in this process" if plan.engine == "torch" else f"{count}, DeepSpeed stage {plan.stage}"
     counts = {
-        "training": len(datasets.train),
+        "training": datasets.num_task_rows,
+        "replay": len(datasets.replay.rows) if datasets.replay else 0,
         "validation": len(datasets.validation),
         "test": len(datasets.test or []),
         **{name: len(rows) for name, rows in datasets.probes.items()},
@@ -227,7 +229,7 @@ def plan_lines(prepared: Prepared) -> list[str]:
         lines.append(f"dropped: {datasets.decontaminated} training rows that also stand in the held-out data")
     if datasets.dropped:
         lines.append(f"dropped: {len(datasets.dropped)} rows that cannot be used")
-    checks = datasets.audit.to_record()["checks"]
+    checks = prepared.audit.to_record()["checks"]
     lines += [f"warning: {one['name']}: {one['fix']}" for one in checks if one["status"] == "warn"]
     accepted = [one for one in checks if one["status"] == "fail" and one["accepted"]]
     lines += [f"accepted: {one['name']}: {one['accepted']}" for one in accepted]

@@ -8,13 +8,14 @@ from __future__ import annotations
 import importlib.metadata
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ftray import __version__
 from ftray.artifacts import RunDirectory, digest_of, now, read_json, run_lock, write_json
-from ftray.data.audit import AuditReport
-from ftray.data.prepare import Datasets
+from ftray.audit.report import AuditReport
+from ftray.audit.table import spell_rows
+from ftray.data.conversations import REPLAY
 from ftray.errors import (
     FAILURE_KINDS,
     OUT_OF_MEMORY_HINT,
@@ -26,7 +27,8 @@ from ftray.errors import (
 )
 from ftray.follow import following
 from ftray.job import LoadedJob, run_directory, run_id_of
-from ftray.model.base import identify
+from ftray.model.base import identify, own_precision
+from ftray.prepare import Datasets
 from ftray.tracking import require_trackers
 from ftray.train.batches import count_labels
 from ftray.train.checkpoint import find_checkpoints
@@ -46,9 +48,23 @@ class Prepared:
     datasets: Datasets
     plan: Plan
 
+    @property
+    def audit(self) -> AuditReport:
+        """What the dataset gate found."""
+        assert self.datasets.audit is not None, "the process that checks a job audits its rows"
+        return self.datasets.audit
 
-def finetune(loaded: LoadedJob, *, display: Display, on_plan: Callable[[Prepared], None]) -> dict[str, Any]:
+
+def finetune(
+    loaded: LoadedJob,
+    *,
+    display: Display,
+    on_plan: Callable[[Prepared], None],
+    on_sampling: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
     """Fine-tune, select, compare with the base; return result.json.
+
+    `on_plan` is told what is about to run, `on_sampling` how many replay texts are sampled, of how many.
 
     Raises InputError when nothing was started. A run that started and failed returns its result with the failure in
     it; an interrupted one raises Interrupted after writing its result.
@@ -58,16 +74,23 @@ def finetune(loaded: LoadedJob, *, display: Display, on_plan: Callable[[Prepared
     run = run_directory(loaded, run_id)
     earlier = finished_result(run, loaded)
     if earlier is not None:
-        if not run.report.exists():
+        if not (run.report.exists() and run.diagnosis.exists()):
             write_report(run)
         return {**earlier, "reused": True}
+    from ftray.sampling import require_same_texts
+
     prepared = check(loaded, run_id=run_id, run=run)
-    require_audit(prepared.datasets.audit)
+    require_audit(prepared.audit)
     require_workers(prepared.plan)
     # A folder that holds another job's checkpoints is refused before anything is written into it.
     find_checkpoints(run.checkpoints, run_id=run_id)
     run.create()
     with run_lock(run.driver_lock):
+        if prepared.datasets.awaits_sampling:
+            sample_replay(loaded, prepared, on_sampling)
+            prepared = check(loaded, run_id=run_id, run=run)
+            require_audit(prepared.audit)
+        require_same_texts(run, run_id=run_id, digest=prepared.datasets.digests.get(REPLAY))
         write_records(loaded, prepared)
         on_plan(prepared)
         result = train_and_evaluate(loaded, prepared, display)
@@ -88,13 +111,18 @@ def finished_result(run: RunDirectory, loaded: LoadedJob) -> dict[str, Any] | No
 def check(loaded: LoadedJob, *, run_id: str, run: RunDirectory) -> Prepared:
     """Read the data, run the gate, make the plan. Raises InputError for whatever is wrong."""
     from ftray.estimate import measure_shape
+    from ftray.evaluate.lm_eval import require_lm_eval, spell_lm_eval
     from ftray.work import build_tasks, prepare_data
 
     # Before any data is read: a wrong target module must not wait for the workers to be found.
     shape = measure_shape(loaded.job.model, loaded.job.method)
-    datasets = prepare_data(loaded)
-    build_tasks(loaded.job, datasets)
+    require_lm_eval(loaded.job.evaluate.lm_eval_probes, stage=loaded.job.compute.deepspeed.stage)
+    datasets = prepare_data(loaded, may_stand_in=True)
+    _, final = build_tasks(loaded.job, datasets)
+    unseen = [spell_lm_eval(task) for task in final.tasks if task.lm_eval is not None]
+    datasets = replace(datasets, notes=[*datasets.notes, *unseen])
     lengths = [len(example.tokens) for example in datasets.train]
+    of_task = [example for example in datasets.train if example.dataset != REPLAY]
     counts = DataCounts(
         train_rows=len(datasets.train),
         train_tokens=sum(lengths),
@@ -102,6 +130,8 @@ def check(loaded: LoadedJob, *, run_id: str, run: RunDirectory) -> Prepared:
         longest=max(lengths),
         validation_rows=len(datasets.validation),
         test_rows=len(datasets.test or []),
+        task_rows=len(of_task),
+        task_labels=count_labels(of_task),
     )
     plan = make_plan(
         method=loaded.job.method,
@@ -136,9 +166,10 @@ def require_audit(report: AuditReport) -> None:
     raise InputError(
         f"the dataset gate failed: {names}",
         kind="audit_failed",
-        given=[{"check": one["name"], "examples": one["examples"][:3]} for one in failed],
+        given=[f"{one['name']}: {spell_rows(one['examples'])}" if one["examples"] else one["name"] for one in failed],
         allowed="data that passes the gate, or a job that accepts the check by name with a reason",
-        hint=" ".join(dict.fromkeys(one["fix"] for one in failed))
+        # Of two overlaps that ask for the same change the second is the wider one.
+        hint=" ".join({one["fix"].partition(":")[2]: one["fix"] for one in failed}.values())
         + f" Or accept it: audit: {{accept: [{{check: {failed[0]['name']}, reason: ...}}]}}.",
         path="audit.accept",
     )
@@ -150,6 +181,16 @@ def require_workers(plan: Plan) -> None:
         from ftray.train.launch import require_place
 
         require_place(plan)
+
+
+def sample_replay(loaded: LoadedJob, prepared: Prepared, on_sampling: Callable[[int, int], None]) -> None:
+    """Sample the texts that data.replay.sample_base asks for; once, for all workers and all later attempts."""
+    from ftray.sampling import sample_base, sampling_of
+
+    tokenizer = prepared.datasets.tokenization.tokenizer
+    sampling = sampling_of(loaded, tokenizer)
+    assert sampling is not None, "what awaits sampling is sampled from the base"
+    sample_base(sampling, tokenizer, on_progress=on_sampling)
 
 
 def write_records(loaded: LoadedJob, prepared: Prepared) -> None:
@@ -164,11 +205,17 @@ def write_records(loaded: LoadedJob, prepared: Prepared) -> None:
         "job": job.model_dump(mode="json"),
         "model_digest": identify(job.model).digest,
         "data_digests": prepared.datasets.digests,
+        "replay": replay_record(prepared.datasets),
         "ftray_version": __version__,
     }
     write_json(prepared.run.job, record)
-    write_json(prepared.run.audit, prepared.datasets.audit.to_record())
+    write_json(prepared.run.audit, prepared.audit.to_record())
     write_json(prepared.run.plan, prepared.plan.to_record())
+
+
+def replay_record(datasets: Datasets) -> dict[str, Any] | None:
+    """Return what the records say about replay; None without it."""
+    return datasets.replay.to_record() if datasets.replay else None
 
 
 def train_and_evaluate(loaded: LoadedJob, prepared: Prepared, display: Display) -> dict[str, Any]:
@@ -212,7 +259,13 @@ def run_workers(loaded: LoadedJob, prepared: Prepared, display: Display) -> dict
     """Run the worker function in this process or on Ray Train."""
     from ftray.work import WorkOrder, run_ray_worker, work
 
-    order = WorkOrder(loaded=loaded, plan=prepared.plan, run=prepared.run.root, run_id=prepared.run_id)
+    order = WorkOrder(
+        loaded=loaded,
+        plan=prepared.plan,
+        run=prepared.run.root,
+        run_id=prepared.run_id,
+        sampling_precision=own_precision(),
+    )
     if prepared.plan.engine == "torch":
         return work(order, told=1, display=display, datasets=prepared.datasets)
     from ftray.train.launch import launch
@@ -270,6 +323,7 @@ def result_record(
         **outcome,
         "seconds": {**outcome["seconds"], "startup": _startup(outcome["seconds"], total), "total": total},
         "data_digests": prepared.datasets.digests,
+        "replay": replay_record(prepared.datasets),
         "evaluate_digest": digest_of(loaded.job.evaluate.model_dump(mode="json")),
         "versions": {"ftray": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}},
         "started_at": started_at,
@@ -283,7 +337,7 @@ def _startup(seconds: dict[str, float], total: float) -> float:
 
 
 def write_report(run: RunDirectory) -> None:
-    """Write report.html from the records."""
+    """Write diagnosis.json and report.html from the records."""
     from ftray.report.render import render_run
 
     render_run(run)

@@ -20,6 +20,7 @@ from ftray.errors import RunError
 from ftray.evaluate.compare import compare, predictions_lines
 from ftray.evaluate.config import EvaluateConfig
 from ftray.evaluate.mode import evaluating
+from ftray.evaluate.outputs import FORMAT_TASK, format_predictions, format_task, inspect_outputs
 from ftray.evaluate.predict import Answers, predict_both
 from ftray.evaluate.record import evaluation_record
 from ftray.evaluate.tasks import Task
@@ -44,6 +45,8 @@ class FinalTasks:
 
     tasks: list[Task]
     split: str  # test | validation
+    training_answers: Sequence[str] = ()
+    """What the task's answers are compared with to find copies; empty where it is not known."""
 
 
 def conclude(
@@ -118,8 +121,8 @@ def choose(
 
 def evaluate_both(engine: Engine, final: FinalTasks, validation: Validation, *, model: str) -> tuple[Answers, Answers]:
     """Return what the base and the tuned model (the engine's present weights) answer to every task (collective)."""
-    with shared_base(engine) as bank:
-        return predict_both(final.tasks, validation.asked(engine), bank, as_base=answering_as_base(engine, model))
+    as_base = answering_as_base(engine, model)
+    return predict_both(final.tasks, validation.asked(engine), shared_base(engine), as_base=as_base)
 
 
 @contextmanager
@@ -199,10 +202,17 @@ def write_evaluation(
     tuned_digest: str,
 ) -> dict[str, Any]:
     """Write evaluation.json and predictions.jsonl; return the former."""
-    comparisons = [compare(task, base[task.name], tuned[task.name]) for task in final.tasks]
+    asked, tasks = final.tasks[0], list(final.tasks)
+    outputs = inspect_outputs(asked, base[asked.name], tuned[asked.name], final.training_answers)
+    if (in_format := format_task(asked)) is not None:
+        # The same answers, graded by their form.
+        base, tuned = ({**one, FORMAT_TASK: format_predictions(one[asked.name])} for one in (base, tuned))
+        tasks.insert(1, in_format)
+    comparisons = [compare(task, base[task.name], tuned[task.name]) for task in tasks]
     identity = identify(model)
     record = evaluation_record(
         comparisons,
+        outputs,
         config=config,
         split="test" if final.split == "test" else "validation",
         run_id=run_id,
@@ -211,7 +221,7 @@ def write_evaluation(
         tuned_step=tuned_step,
         tuned_digest=tuned_digest,
     )
-    lines = [line for task in final.tasks for line in predictions_lines(task, base[task.name], tuned[task.name])]
+    lines = [line for task in tasks for line in predictions_lines(task, base[task.name], tuned[task.name])]
     write_text(run.predictions, "".join(canonical_json_line(line) for line in lines))
     write_json(run.evaluation, record)
     return record

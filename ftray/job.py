@@ -17,7 +17,7 @@ from pydantic import Field
 from ftray.artifacts import RunDirectory, digest_of, storage_place
 from ftray.config import Config
 from ftray.data.config import DataConfig, Source
-from ftray.evaluate.config import EvaluateConfig
+from ftray.evaluate.config import TASK_FILES, EvaluateConfig
 from ftray.jobfile import apply_sets, expand_path, read_yaml, resolve_path, validate
 from ftray.model.config import MethodConfig
 from ftray.presets import PRESETS, PresetName
@@ -142,10 +142,13 @@ def _expand(content: dict[str, Any], *, base: Path, file: str, lines: dict[str, 
             value = data.get(name)
             for index, source in enumerate(value if isinstance(value, list) else [value]):
                 expand(source, "path", f"data.{name}.{index}.path" if isinstance(value, list) else f"data.{name}.path")
+        expand(data.get("replay"), "path", "data.replay.path")
     evaluate = content.get("evaluate")
     if isinstance(evaluate, dict) and isinstance(evaluate.get("general"), list):
         for index, probe in enumerate(evaluate["general"]):
             expand(probe, "path", f"evaluate.general.{index}.path")
+            if isinstance(probe, dict) and str(probe.get("lm_eval")).endswith(TASK_FILES):
+                expand(probe, "lm_eval", f"evaluate.general.{index}.lm_eval")
 
 
 def resolve(job: Job, base: Path, storage: str | None) -> Job:
@@ -175,6 +178,11 @@ def identity(loaded: LoadedJob) -> dict[str, Any]:
         elif isinstance(value, list):
             for record, source in zip(data[name], value, strict=True):
                 record["path"] = source_digest(source, loaded.base)
+    if job.data.replay is None:
+        # A job without it is the run that it was before there was such a key.
+        del data["replay"]
+    elif (source := job.data.replay.source) is not None:
+        data["replay"]["path"] = source_digest(source, loaded.base)
     template = Path(job.data.template)
     if template.suffix in (".jinja", ".j2") and template.is_file():
         data["template"] = digest_of(template.read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from ftray.errors import InputError, nearest
 
 VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
-LATER_SECTIONS = {"sweep", "serve", "replay", "variant", "lora_plus_ratio", "accelerator_hours"}
+LATER_SECTIONS = {"sweep", "serve", "variant", "lora_plus_ratio", "accelerator_hours"}
 """Sections of the contract whose part is not built yet."""
 
 
@@ -216,7 +216,8 @@ def _explain(
     line = next((lines[".".join(keys[:n])] for n in range(len(keys), 0, -1) if ".".join(keys[:n]) in lines), None)
     given = problem.get("input")
     if problem["type"] == "extra_forbidden":
-        return _unknown_key(keys, model, file=file, line=line)
+        section = _model_at(model, keys[:-1], branches=[part for part in problem["loc"][:-1] if _is_union_label(part)])
+        return _unknown_key(keys, section, file=file, line=line)
     if problem["type"] == "missing":
         return InputError(
             f"the key {path} is missing",
@@ -248,8 +249,7 @@ def _is_union_label(part: Any) -> bool:
 _BRANCHES = {"float", "int", "str", "bool", "constrained-int", "constrained-float", "is-instance"}
 
 
-def _unknown_key(keys: list[str], model: type[BaseModel], *, file: str | None, line: int | None) -> InputError:
-    section = _model_at(model, keys[:-1])
+def _unknown_key(keys: list[str], section: type[BaseModel] | None, *, file: str | None, line: int | None) -> InputError:
     known = sorted(section.model_fields) if section else []
     key = keys[-1]
     close = nearest(key, known)
@@ -270,24 +270,24 @@ def _unknown_key(keys: list[str], model: type[BaseModel], *, file: str | None, l
     )
 
 
-def _model_at(model: type[BaseModel], keys: Sequence[str]) -> type[BaseModel] | None:
+def _model_at(model: type[BaseModel], keys: Sequence[str], *, branches: Sequence[Any] = ()) -> type[BaseModel] | None:
+    """Return the section at a dotted path: of a union the branch that is named, else the first."""
     current: type[BaseModel] | None = model
     for key in keys:
         if key.isdigit():
             continue
         field = current.model_fields.get(key) if current else None
-        current = _first_model(field.annotation) if field else None
+        sections = list(_models_in(field.annotation)) if field else []
+        named = [section for section in sections if section.__name__ in branches]
+        current = next(iter([*named, *sections]), None)
     return current
 
 
-def _first_model(annotation: Any) -> type[BaseModel] | None:
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
+        yield annotation
     for inner in getattr(annotation, "__args__", ()):
-        found = _first_model(inner)
-        if found:
-            return found
-    return None
+        yield from _models_in(inner)
 
 
 def _describe(model: type[BaseModel], keys: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ftray.audit.diversity import SMALLEST_TRAIN
 from ftray.model.config import MethodConfig
 from ftray.train.config import TrainConfig
 from ftray.train.plan import Plan
@@ -59,7 +60,7 @@ EPOCHS = Range(low=1, high=5, source="practice: 1-3 epochs; beyond 5 usually ove
 WARMUP = Range(low=0.03, high=0.10, source="practice: 3-10 % of the steps (Alpaca and QLoRA: 3 %)")
 BATCH_SIZE = Range(low=4, high=32, source="practice: 4-32 examples; LoRA in particular dislikes large batches")
 WEIGHT_DECAY = Range(low=0, high=0.2, source="practice: 0-0.2")
-ROWS = Range(low=100, high=None, source="practice: fewer than 100 rows do better as examples in the prompt")
+ROWS = Range(low=SMALLEST_TRAIN, high=None, source="practice: fewer than 100 rows do better as examples in the prompt")
 LABEL_SHARE = Range(low=0.01, high=1, source="ftray: below 1 % nearly all of the work is spent on tokens not learned")
 
 

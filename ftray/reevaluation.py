@@ -12,23 +12,25 @@ from typing import Any
 import torch
 
 from ftray.artifacts import RunDirectory, read_json, require_writable, write_json
-from ftray.data.audit import OVERLAP_LIMIT
+from ftray.audit.overlap import OVERLAP_LIMIT
 from ftray.data.collate import Layout
-from ftray.data.config import DataConfig, Source
-from ftray.data.prepare import sources_of
+from ftray.data.config import DataConfig, Source, sources_of
+from ftray.data.conversations import Example
 from ftray.data.readers import read_source, source_digest
 from ftray.data.templates import load_template
 from ftray.data.tokenization import Tokenization, fitting
 from ftray.data.windows import cut_texts
 from ftray.errors import InputError
 from ftray.evaluate.config import EvaluateConfig
+from ftray.evaluate.expected_format import expected_format
 from ftray.evaluate.predict import Answers, Asked, predict_both, predict_tasks
 from ftray.evaluate.tasks import build_task
 from ftray.finish import FinalTasks, write_evaluation
 from ftray.model.bank_peft import adapter_in_bank
-from ftray.model.base import load_model, load_tokenizer, longest_example
+from ftray.model.base import load_model, load_tokenizer, longest_example, own_device
 from ftray.model.forward import layout_for
 from ftray.model.lora import base_only
+from ftray.prepare import answers_of
 from ftray.subject import Subject, load_tuned
 
 
@@ -52,7 +54,8 @@ def own_questions(subject: Subject) -> Questions:
 
     assert subject.loaded is not None
     assert subject.run is not None
-    datasets = prepare_data(subject.loaded)
+    # What was rehearsed is not asked here: sampled texts that are gone need not be sampled again.
+    datasets = prepare_data(subject.loaded, audits=False, may_stand_in=True)
     recorded = read_json(subject.run.job)["data_digests"]
     changed = sorted(name for name, digest in datasets.digests.items() if recorded.get(name) != digest)
     if changed:
@@ -84,11 +87,14 @@ def new_questions(subject: Subject, source: Source, *, config: EvaluateConfig, t
         max_length=length,
     )
     kept, dropped = fitting(examples, tokenization, max_dropped=data.max_dropped if data else 0.0, name="data")
-    task = build_task(kept, name="task", role="task", metric=config.task, tokenization=tokenization)
-    trained = _trained_prompts(data, base)
-    seen = None if trained is None else sum(example.normalised_prompt in trained for example in kept)
+    trained = _trained_rows(data, base)
+    answers = answers_of(trained or [])
+    format = expected_format(config, answers)
+    task = build_task(kept, name="task", role="task", metric=config.task, tokenization=tokenization, format=format)
+    prompts = {row.normalised_prompt for row in trained or []}
+    seen = None if trained is None else sum(example.normalised_prompt in prompts for example in kept)
     return Questions(
-        final=FinalTasks(tasks=[task], split="test"),
+        final=FinalTasks(tasks=[task], split="test", training_answers=answers),
         tokenization=tokenization,
         config=config,
         source=source,
@@ -97,27 +103,25 @@ def new_questions(subject: Subject, source: Source, *, config: EvaluateConfig, t
     )
 
 
-def _trained_prompts(data: DataConfig | None, base: Path) -> set[str] | None:
-    """Return what the run's training rows ask, or None where they are not known or not there any more."""
+def _trained_rows(data: DataConfig | None, base: Path) -> list[Example] | None:
+    """Return the run's training rows, or None where they are not known or not there any more."""
     if data is None:
         return None
     sources = sources_of(data.train)
     if any(Path(source.path).is_absolute() and not Path(source.path).exists() for source in sources):
         return None
-    rows = (row for source in sources for row in read_source(source, name="train", base=base))
-    return {row.normalised_prompt for row in rows}
+    return [row for source in sources for row in read_source(source, name="train", base=base)]
 
 
 def evaluate_again(subject: Subject, questions: Questions, output: Path) -> dict[str, Any]:
     """Let base and tuned answer; write evaluation.json and predictions.jsonl to `output`; return the former."""
     require_writable(output, hint="Choose another place with --output DIR.")
     place = RunDirectory(output)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = own_device()
     if subject.is_adapter:
         model = load_tuned(subject).to(device)
         asked = _asked(model, questions, layout_for(model.get_base_model()))
-        with adapter_in_bank(model) as bank:
-            base, tuned = predict_both(questions.final.tasks, asked, bank, as_base=base_only(model))
+        base, tuned = predict_both(questions.final.tasks, asked, adapter_in_bank(model), as_base=base_only(model))
     else:
         tuned = _answer_whole(str(subject.folder), questions, device)
         base = _answer_whole(subject.model, questions, device)

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ftray.artifacts import RunDirectory, read_json
 from ftray.errors import InputError
 from ftray.finish import digest_folder
 from ftray.job import Job, LoadedJob
-from ftray.model.base import identify, load_model
+from ftray.model.base import identify, load_model, own_precision
 from ftray.model.lora import CONFIG_FILE, WEIGHTS_FILE, disk_name, load_adapter_weights
 
 
@@ -106,11 +104,7 @@ def subject_of_adapter(folder: Path, *, model: str | None) -> Subject:
             hint="Say where the adapter's base is: --model MODEL.",
             file=str(folder / CONFIG_FILE),
         ) from error
-    return Subject(folder=folder, model=base, is_adapter=True, precision=_own_precision(), digest=digest_folder(folder))
-
-
-def _own_precision() -> str:
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+    return Subject(folder=folder, model=base, is_adapter=True, precision=own_precision(), digest=digest_folder(folder))
 
 
 def load_tuned(subject: Subject) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +30,15 @@ STATUS_STYLES = {
     "interrupted": "yellow",
     "failed": "red",
 }
-SHARES = frozenset({"exact_match", "choice", "token_f1", "macro_f1", "json_valid", "json_fields", "rouge_l"})
+SHARES = frozenset({
+    "exact_match", "choice", "token_f1", "macro_f1", "json_valid", "json_fields", "rouge_l", "instructions",
+    "format_valid",
+})  # fmt: skip
+WORSE = {
+    "right_or_wrong": "general items forgotten",
+    "score": "general scores fell by more than 0.1",
+    "likelihood": "general texts cost over a tenth more bits",
+}
 
 
 def show_result(result: Mapping[str, Any], console: Console, *, command: str) -> None:
@@ -49,6 +58,7 @@ def show_result(result: Mapping[str, Any], console: Console, *, command: str) ->
         "forgetting": _forgetting(evaluation),
         "time": _times(result),
         "adapter" if result["method"] == "lora" else "model": result["adapter"]["path"],
+        **_findings(run),
         "report": str(run.report),
         "next": _next(result, run, command),
     }
@@ -114,6 +124,8 @@ def _show_unfinished(result: Mapping[str, Any], console: Console, command: str) 
     console.print()
     console.print(Text(f"{Path(result['path']).name}: {status}", style=f"bold {STATUS_STYLES[status]}"), soft_wrap=True)
     pairs = {"why": f"{failure['kind']}: {failure['message']}"} if failure else {}
+    if failure:
+        pairs |= _findings(RunDirectory(Path(result["path"])))
     pairs |= {"run": result["path"], "next": f"{command}   (goes on from the last checkpoint)"}
     show_pairs(pairs, console)
 
@@ -161,17 +173,32 @@ def shown(metric: str, value: float | None) -> str:
     """Return a metric's value as people read it: shares as per cent."""
     if value is None:
         return "-"
-    return f"{value:.1%}" if metric in SHARES else f"{value:.4g}"
+    # Whatever lm-eval measures counts here as a score between 0 and 1.
+    return f"{value:.1%}" if metric in SHARES or metric.startswith("lm_eval:") else f"{value:.4g}"
+
+
+def _findings(run: RunDirectory) -> dict[str, str]:
+    """Return a line for each finding: what shows, what to do, and the settings that do it."""
+    if not run.diagnosis.exists():
+        return {}
+    lines = {}
+    for finding in read_json(run.diagnosis)["findings"]:
+        sets = " ".join(f"--set {shlex.quote(change)}" for change in finding["set"])
+        tried = f" Or in short: {sets}" if sets else ""
+        lines[finding["kind"].replace("_", " ")] = f"{finding['symptom']} {finding['fix']}{tried}"
+    return lines
 
 
 def _forgetting(evaluation: Mapping[str, Any]) -> str:
     forgetting = evaluation["forgetting"]
     if forgetting is None:
         return "not measured (the job names no general probe)"
-    passed = "within" if forgetting["passed"] else "beyond"
-    if forgetting["unit"] == "bits_per_byte":
-        return f"{forgetting['score']:+.3f} bits per byte, {passed} the limit of {forgetting['limit']:g}"
-    return f"{forgetting['score']:+.1%} of accuracy lost, {passed} the limit of {forgetting['limit']:.1%}"
+    passed = "within the job's limits" if forgetting["passed"] else "beyond the job's limits"
+    parts = [
+        f"{part['degraded']} of {part['n']} {WORSE[grading]} ({part['score']:.1%})"
+        for grading, part in forgetting["parts"].items()
+    ]
+    return f"{', '.join(parts)}: {passed}"
 
 
 def _times(result: Mapping[str, Any]) -> str:

@@ -17,15 +17,19 @@ from torch import nn
 
 from ftray.artifacts import RunDirectory, digest_of
 from ftray.attempt import resume, sole_worker, tracking
-from ftray.data.prepare import Datasets, prepare
+from ftray.data.conversations import REPLAY
 from ftray.errors import InputError
 from ftray.evaluate.config import LOWER_IS_BETTER
-from ftray.evaluate.tasks import Task, build_task
+from ftray.evaluate.expected_format import expected_format
+from ftray.evaluate.lm_eval import build_lm_eval_task
+from ftray.evaluate.tasks import Role, Task, build_task
 from ftray.finish import FinalTasks, conclude
 from ftray.job import Job, LoadedJob
-from ftray.model.base import load_model, load_tokenizer, longest_example, recompute_activations
+from ftray.model.base import load_model, load_tokenizer, longest_example, own_device, recompute_activations
 from ftray.model.forward import layout_for
 from ftray.model.lora import attach_lora
+from ftray.prepare import Datasets, GateSettings, prepare
+from ftray.sampling import Precision, sampling_of
 from ftray.train.checkpoint import CheckpointWriter
 from ftray.train.engine import Engine, OptimizerSettings, TorchEngine
 from ftray.train.health import require_group
@@ -43,38 +47,54 @@ class WorkOrder:
     plan: Plan
     run: Path
     run_id: str
+    sampling_precision: Precision | None = None
+    """What replay texts were sampled in by the process that started the run, whose machine may be another."""
 
 
-def prepare_data(loaded: LoadedJob) -> Datasets:
-    """Return the job's rows; their tokenization has its tokenizer."""
+def prepare_data(
+    loaded: LoadedJob,
+    *,
+    audits: bool = True,
+    may_stand_in: bool = False,
+    sampling_precision: Precision | None = None,
+) -> Datasets:
+    """Return the job's rows; their tokenization has its tokenizer.
+
+    `audits`: whether the dataset gate is asked, once for all processes of a run. `may_stand_in`: whether replay texts
+    that are still to be sampled may be stood in for. `sampling_precision`: as in `sampling_of`.
+    """
     job = loaded.job
     require_probe_names([probe.name for probe in job.evaluate.general])
     if str(loaded.base) not in sys.path:
         # A metric of the user's own (module:function) lies beside the job file.
         sys.path.append(str(loaded.base))
     tokenizer = load_tokenizer(job.model)
+    sampling = sampling_of(loaded, tokenizer, precision=sampling_precision)
+    gate = GateSettings(accepted={one.check: one.reason for one in job.audit.accept}, format=job.evaluate.format)
     return prepare(
         job.data,
-        probes={probe.name: probe for probe in job.evaluate.general},
+        probes=job.evaluate.probes,
         tokenizer=tokenizer,
         model_length=longest_example(job.model, tokenizer),
         base=loaded.base,
         seed=job.seed,
         smoke=loaded.smoke,
-        accepted={one.check: one.reason for one in job.audit.accept},
+        gate=gate if audits else None,
+        sampled=sampling.texts if sampling else None,
+        may_stand_in=may_stand_in,
     )
 
 
 def require_probe_names(names: list[str]) -> None:
     """Raise InputError for probes that would hide each other or another dataset in the records."""
-    taken = {"train", "validation", "test", "task"}
+    taken = {"train", "validation", "test", "task", "format", REPLAY}
     for name in names:
         if name in taken:
             raise InputError(
                 f"the probe name {name!r} is taken",
                 kind="bad_name",
                 given=names,
-                allowed="names that differ from each other and from train, validation, test and task",
+                allowed=f"names that differ from each other and from {', '.join(sorted(taken - set(names)))}",
                 hint="Rename the probe in evaluate.general.",
                 path="evaluate.general",
             )
@@ -85,15 +105,23 @@ def build_tasks(job: Job, datasets: Datasets) -> tuple[Task, FinalTasks]:
     """Return the validation task, and the tasks of the final comparison. Raises InputError where metrics do not fit."""
     tokenization = datasets.tokenization
     metric = job.evaluate.task
+    format = expected_format(job.evaluate, datasets.training_answers)
     validation = build_task(
         datasets.validation, name="validation", role="task", metric=metric, tokenization=tokenization
     )
     held_out = datasets.test if datasets.test is not None else datasets.validation
-    final = [build_task(held_out, name="task", role="task", metric=metric, tokenization=tokenization)]
-    for probe in job.evaluate.general:
-        rows = datasets.probes[probe.name]
-        final.append(build_task(rows, name=probe.name, role="general", metric=probe, tokenization=tokenization))
-    return validation, FinalTasks(tasks=final, split="test" if datasets.test is not None else "validation")
+    final = [build_task(held_out, name="task", role="task", metric=metric, tokenization=tokenization, format=format)]
+    for name, probe in job.evaluate.probes.items():
+        role: Role = "instruction" if probe.metric == "instructions" else "general"
+        final.append(build_task(datasets.probes[name], name=name, role=role, metric=probe, tokenization=tokenization))
+    for other in job.evaluate.lm_eval_probes:
+        length = longest_example(job.model, tokenization.tokenizer)
+        final.append(build_lm_eval_task(other, tokenizer=tokenization.tokenizer, max_length=length))
+    return validation, FinalTasks(
+        tasks=final,
+        split="test" if datasets.test is not None else "validation",
+        training_answers=datasets.training_answers,
+    )
 
 
 def build_model(job: Job, plan: Plan) -> nn.Module:
@@ -115,7 +143,7 @@ def build_engine(model: nn.Module, plan: Plan) -> Engine:
         precision=plan.precision,
     )
     if plan.engine == "torch":
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = own_device()
         return TorchEngine(model, settings, device=device)
     from ftray.train.deepspeed import DeepSpeedEngine
 
@@ -138,7 +166,8 @@ def work(order: WorkOrder, *, told: int, display: Report, datasets: Datasets | N
     if order.plan.engine == "deepspeed":
         torch.set_num_threads(max(1, int(order.plan.cpus_per_worker)))
     job, plan, run = order.loaded.job, order.plan, RunDirectory(order.run)
-    datasets = datasets or prepare_data(order.loaded)
+    datasets = datasets or prepare_data(order.loaded, audits=False, sampling_precision=order.sampling_precision)
+    assert not datasets.awaits_sampling, "stand-ins for texts are counted, never trained on"
     validation_task, final = build_tasks(job, datasets)
     engine = build_engine(build_model(job, plan), plan)
     require_group(engine.group, least=max(1, plan.min_workers), most=max(1, plan.workers), told=told)

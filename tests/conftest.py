@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from ftray.data.conversations import Example, Message
+
+MakeExample = Callable[..., Example]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -40,3 +46,17 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             torch.manual_seed(0)
             AutoModelForCausalLM.from_config(config).save_pretrained(folders[name])
     return folders
+
+
+@pytest.fixture
+def make_example() -> MakeExample:
+    """Return a maker of examples: alternating user and assistant turns."""
+
+    def make(*turns: str, row: int = 0, system: str | None = None, dataset: str = "train", **columns: Any) -> Example:
+        messages = [Message(role="system", content=system)] if system is not None else []
+        for index, turn in enumerate(turns):
+            messages.append(Message(role="assistant" if index % 2 else "user", content=turn))
+        fields = {"prompt": turns[-2]} if len(turns) > 1 else {}
+        return Example(messages=tuple(messages), dataset=dataset, row=row, fields=fields, columns=columns)
+
+    return make

@@ -221,7 +221,8 @@ def test_ray_workers_and_drivers_may_be_killed_at_any_moment(tmp_path: Path, wor
     assert process.returncode == 0, (run.folder / "stderr.txt").read_text()[-3000:]
     result = json.loads(output)
     assert result["workers"] == 2
-    assert result["attempts"] == RAY_DRIVER_KILLS + RAY_WORKER_KILLS + 1
+    # A crowded machine may lose one more group while it starts: `max_failures` allows for it.
+    assert result["attempts"] - (RAY_DRIVER_KILLS + RAY_WORKER_KILLS + 1) in (0, 1)
     assert read_json(Path(result["path"]) / "result.json")["status"] == "completed"
     assert run.final_weights() == undisturbed.final_weights()
     assert run.history() == undisturbed.history()

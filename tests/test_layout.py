@@ -20,15 +20,16 @@ ROOMS = [
     {"errors"},
     {"config", "artifacts", "group", "jobfile", "presets", "runs", "summary", "follow"},
     {"tracking", "data"},
-    {"model"},
+    {"audit"},
+    {"model", "prepare"},
     {"evaluate", "selection", "doctor"},
     {"train"},
     {"job", "report", "ranges", "speed"},
-    {"estimate", "model_card", "attempt"},
+    {"estimate", "model_card", "attempt", "sampling"},
     {"finish"},
     {"work", "subject"},
-    {"finetune", "reevaluation", "initialise"},
-    {"check", "display", "quickstart"},
+    {"finetune", "reevaluation", "initialise", "audit_model"},
+    {"check", "decide", "display", "quickstart"},
     {"cli"},
     {"__main__"},
 ]
@@ -118,7 +119,7 @@ def test_every_module_says_what_it_does(path: Path) -> None:
 
 
 def test_there_are_shipped_jobs() -> None:
-    assert {path.parent.name for path in JOBS} >= {"snips_intent", "clinc_banking"}
+    assert {path.parent.name for path in JOBS} >= {"snips_intent", "clinc_banking", "snips_replay"}
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.parent.name)

@@ -21,15 +21,16 @@ from ftray.config import Config
 from ftray.data.conversations import examples_digest
 from ftray.errors import InputError
 from ftray.evaluate.compare import compare
-from ftray.evaluate.graders import grade
-from ftray.evaluate.predict import Asked, RowPrediction, predict_task
+from ftray.evaluate.config import AnyProbe
+from ftray.evaluate.forgetting import measure_forgetting
+from ftray.evaluate.predict import Asked, RowPrediction, grade_row, predict_task
 from ftray.evaluate.tasks import Task
-from ftray.evaluate.verdict import measure_forgetting
 from ftray.finetune import Prepared, check
 from ftray.job import Job, LoadedJob, identity, load_job, run_directory, run_id_of
-from ftray.model.base import load_model
+from ftray.model.base import load_model, load_tokenizer
 from ftray.model.forward import layout_for
 from ftray.quickstart.pretrain import tiny_base
+from ftray.sampling import sample_base, sampling_of
 from ftray.tracking import open_mirrors
 from ftray.train.deepspeed import deepspeed_config
 from ftray.work import build_model, build_tasks, prepare_data
@@ -64,6 +65,14 @@ def prepared(loaded: LoadedJob) -> Prepared:
 def train_tokens(loaded: LoadedJob, folder: Path) -> Any:
     datasets = prepare_data(loaded)
     return sorted((example.tokens.tolist(), example.is_label.tolist()) for example in datasets.train)
+
+
+def replay_texts(loaded: LoadedJob, folder: Path) -> Any:
+    tokenizer = load_tokenizer(loaded.job.model)
+    sampling = sampling_of(loaded, tokenizer)
+    assert sampling is not None
+    sample_base(sampling, tokenizer, on_progress=lambda done, total: None)
+    return sampling.texts.file.read_text()
 
 
 def validation_rows(loaded: LoadedJob, folder: Path) -> Any:
@@ -123,7 +132,15 @@ def tasks_of(loaded: LoadedJob) -> list[Task]:
 def wrong_by_a_word(task: Task) -> list[float]:
     """Return the grades of answers that differ from the expected ones by case and by a word."""
     said = [f"{row.expected.upper()}{' x' if index % 2 else ''}" for index, row in enumerate(task.rows)]
-    return [grade(task.metric, answer, row.expected).score for answer, row in zip(said, task.rows, strict=True)]
+    return [grade_row(task, row, answer).score for answer, row in zip(said, task.rows, strict=True)]
+
+
+def declared(loaded: LoadedJob, folder: Path) -> Any:
+    """Return what the verdict asks of the answers' form, and which expected answers have it."""
+    (task, *_) = tasks_of(loaded)
+    if task.format is None or not task.format.declared:
+        return None
+    return [task.format.format.kind, [task.format.format.is_valid(row.expected) for row in task.rows]]
 
 
 def task_grades(loaded: LoadedJob, folder: Path) -> Any:
@@ -155,6 +172,11 @@ def answers(loaded: LoadedJob, number: int) -> list[str]:
     asked = Asked(model=model, tokenizer=tokenizer, stop_token_ids=stop, layout=layout_for(model))
     rows = predict_task(task, asked)
     return [row.prediction for row in rows]
+
+
+def asked_by_lm_eval(loaded: LoadedJob, folder: Path) -> Any:
+    pytest.importorskip("lm_eval")
+    return [row.prompt for row in tasks_of(loaded)[1].rows]
 
 
 def task_answers(loaded: LoadedJob, folder: Path) -> Any:
@@ -213,10 +235,26 @@ def source_cases(place: str, effect: Effect, given: tuple[str, ...]) -> dict[str
     }
 
 
+def replay_cases() -> dict[str, Case]:
+    """Return the cases of replay: the settings of a source that it has, and its own."""
+    given = ('data.replay={"path": "general.jsonl", "fraction": 0.25}',)
+    sampled = ('data.replay={"sample_base": 6, "fraction": 0.25}',)
+    cases = source_cases("data.replay", train_tokens, given)
+    del cases["data.replay.weight"], cases["data.replay.decontaminate"]
+    return {
+        **cases,
+        "data.replay.path": Case(values=("general.jsonl", "more.jsonl"), effect=train_tokens, given=given),
+        "data.replay.fraction": Case(values=(0.25, 0.5), effect=train_tokens, given=given),
+        "data.replay.sample_base": Case(values=(6, 7), effect=replay_texts, given=sampled),
+    }
+
+
 LIKELIHOOD = ('evaluate.general.0.metric="bits_per_byte"',)
 CHOICE = ["music", "weather", "light", "shopping"]
 PROBE = "evaluate.general.*"
+SHORT, LOUD = [{"kind": "characters", "max": 6}], [{"kind": "uppercase"}]
 ZERO_3 = ("compute.workers=2", "compute.deepspeed.stage=3")
+LM_EVAL = ('evaluate.general.0={"name": "probe", "lm_eval": "one.yaml"}',)
 ACCEPT = ('audit.accept=[{"check": "size", "reason": "a small file, for a test"}]',)
 CASES: dict[str, Case] = {
     "name": Case(values=("one", "two"), effect=run_folder),
@@ -229,6 +267,8 @@ CASES: dict[str, Case] = {
     **source_cases("data.validation", validation_rows, ('data.validation={"path": "train.jsonl"}',)),
     "data.test": Case(values=(None, {"path": "other.jsonl"}), effect=test_rows),
     **source_cases("data.test", test_rows, ()),
+    "data.replay": Case(values=(None, {"path": "general.jsonl", "fraction": 0.25}), effect=train_tokens),
+    **replay_cases(),
     "data.split.by": Case(values=("group", "time"), effect=validation_rows, given=("data.split.column=when",)),
     "data.split.column": Case(values=("group", "when"), effect=validation_rows, given=("data.split.by=group",)),
     "data.template": Case(values=("tokenizer", "t.jinja"), effect=train_tokens),
@@ -273,13 +313,25 @@ CASES: dict[str, Case] = {
     "evaluate.task.choices": Case(values=(None, CHOICE), effect=task_choices, given=("evaluate.task.metric=choice",)),
     "evaluate.task.max_new_tokens": Case(values=(1, 8), effect=task_answers),
     **source_cases(PROBE, probe_rows, ()),
+    f"{PROBE}.path": Case(values=("other.jsonl", "general.jsonl"), effect=probe_rows),
     f"{PROBE}.metric": Case(values=("exact_match", "token_f1"), effect=probe_grades),
     f"{PROBE}.normalise": Case(values=("casefold", "none"), effect=probe_grades),
     f"{PROBE}.choices": Case(
         values=(None, CHOICE), effect=probe_choices, given=('evaluate.general.0.metric="choice"',)
     ),
     f"{PROBE}.max_new_tokens": Case(values=(1, 8), effect=probe_answers),
+    f"{PROBE}.lm_eval": Case(values=("one.yaml", "two.yaml"), effect=asked_by_lm_eval, given=LM_EVAL),
     f"{PROBE}.name": Case(values=("one", "two"), effect=probe_names),
+    "evaluate.task.instructions": Case(
+        values=(SHORT, LOUD), effect=task_grades, given=("evaluate.task.metric=instructions",)
+    ),
+    f"{PROBE}.instructions": Case(
+        values=(SHORT, LOUD), effect=probe_grades, given=('evaluate.general.0.metric="instructions"',)
+    ),
+    "evaluate.format": Case(values=(None, "labels"), effect=declared),
+    "evaluate.format.json": Case(values=(True, None), effect=declared, given=("data.test.path=json.jsonl",)),
+    "evaluate.format.labels": Case(values=(CHOICE[:2], CHOICE), effect=declared),
+    "evaluate.format.pattern": Case(values=("m.+", ".+"), effect=declared),
     "evaluate.max_forgetting": Case(values=(0.05, 0.5), effect=forgetting),
     "evaluate.max_bits_per_byte_increase": Case(values=(0.1, 2.0), effect=forgetting, given=LIKELIHOOD),
     "audit.accept.*.check": Case(values=("size", "conflicts"), effect=audit_record, given=ACCEPT),
@@ -301,7 +353,7 @@ CASES: dict[str, Case] = {
 def leaves(model: type[Config], prefix: str = "") -> Iterator[str]:
     """Yield the dotted path of every setting; `*` stands for a position in a list of sections."""
     for name, field in model.model_fields.items():
-        path = f"{prefix}{name}"
+        path = f"{prefix}{field.alias or name}"
         parts = list(alternatives(field.annotation))
         sections = [part for part in parts if is_section(part)]
         for section in sections:
@@ -332,7 +384,11 @@ def is_section(annotation: Any) -> bool:
 
 
 def sections_listed(annotation: Any) -> list[type[Config]]:
-    return [inner for inner in typing.get_args(annotation) if get_origin(annotation) is list and is_section(inner)]
+    if get_origin(annotation) is not list:
+        return []
+    (inner,) = typing.get_args(annotation)
+    # A list of instructions is one setting; a probe of either kind has settings of its own.
+    return [part for part in (alternatives(inner) if inner == AnyProbe else [inner]) if is_section(part)]
 
 
 @pytest.fixture(scope="module")
@@ -341,14 +397,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("walk")
     tiny_base(place / "model", seed=0)
     tiny_base(place / "other-model", seed=1)
-    for name, count, first in (("train", 48, 0), ("other", 16, 30)):
+    for name, count, first in (("train", 48, 0), ("other", 16, 30), ("general", 24, 60), ("more", 24, 70)):
         write_rows(place / f"{name}.jsonl", [row(index) for index in range(first, first + count)])
+    write_rows(place / "json.jsonl", [{"prompt": f"{n}?", "completion": json.dumps({"n": n})} for n in range(8)])
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     write_rows(
         place / "turns.jsonl",
         [{"messages": [*turns, {"role": "user", "content": str(n)}, turns[1]]} for n in range(24)],
     )
     (place / "t.jinja").write_text(JINJA)
+    for name, asks in (("one", "{{prompt}}"), ("two", "{{prompt}}?")):
+        write_lm_eval_task(place / f"{name}.yaml", asks)
     job = {
         "name": "walk",
         "model": "model",
@@ -370,6 +429,16 @@ def row(index: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def write_lm_eval_task(path: Path, asks: str) -> None:
+    task = {
+        "task": path.stem, "dataset_path": "json", "test_split": "test", "output_type": "multiple_choice",
+        "dataset_kwargs": {"data_files": {"test": "other.jsonl"}, "cache_dir": str(path.parent / "cache")},
+        "doc_to_text": asks, "doc_to_choice": list(INTENTS), "doc_to_target": "{{completion}}",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }  # fmt: skip
+    path.write_text(json.dumps(task))
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(one) + "\n" for one in rows))
 
@@ -384,7 +453,8 @@ def outcome(folder: Path, place: Path, leaf: str, value: Any, case: Case) -> Any
 
 
 def test_the_table_has_every_leaf_of_the_schema() -> None:
-    assert sorted(CASES) == sorted(leaves(Job))
+    # Probes of both kinds have a name, a limit and a metric.
+    assert sorted(CASES) == sorted(set(leaves(Job)))
 
 
 @pytest.mark.parametrize("leaf", CASES)

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from ftray import __version__
+from ftray.cli.auditing import audit
 from ftray.cli.evaluation import evaluate
 from ftray.cli.group import CommandLine
 from ftray.cli.records import report, runs
@@ -54,6 +55,7 @@ app.command(rich_help_panel="Start")(quickstart)
 app.command(rich_help_panel="Start")(init)
 app.command(rich_help_panel="Start")(doctor)
 app.command(rich_help_panel="Start")(schema)
+app.command(rich_help_panel="Work")(audit)
 app.command(rich_help_panel="Work")(check)
 app.command(rich_help_panel="Work")(train)
 app.command(rich_help_panel="Work")(evaluate)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ftray.cli.options import Gate, Json, Quiet, Storage, gated
+from ftray.cli.options import Completion, Format, Gate, Json, Prompt, Quiet, Storage, gated
 from ftray.cli.outcome import Outcome
 from ftray.cli.process import interruptible, quieten_libraries
 from ftray.errors import InputError
@@ -31,14 +31,6 @@ Target = Annotated[
 DataFile = Annotated[
     str | None, typer.Option("--data", metavar="FILE", help="New rows; without it, the run's own test rows.")
 ]
-Prompt = Annotated[
-    str | None,
-    typer.Option("--prompt", metavar="TEMPLATE", help='How columns ask, e.g. "Which intent is this? {text}".'),
-]
-Completion = Annotated[
-    str | None, typer.Option("--completion", metavar="TEMPLATE", help='The expected answer, e.g. "{intent}".')
-]
-Format = Annotated[str | None, typer.Option("--format", help="The rows' format, where it is not to be recognised.")]
 Limit = Annotated[int | None, typer.Option("--limit", help="Take so many rows of --data.")]
 MetricName = Annotated[str | None, typer.Option("--metric", help="For --data: another metric than the run's.")]
 MaxNewTokens = Annotated[int | None, typer.Option("--max-new-tokens", help="For --data: longest answer, in tokens.")]
@@ -176,8 +168,7 @@ def _questions(subject: Subject, new: NewData) -> Questions:
 
 def _source(subject: Subject, new: NewData) -> Source:
     """Return the new rows' source, with the templates of the run's rows where none is given."""
-    from ftray.data.config import Source
-    from ftray.data.prepare import sources_of
+    from ftray.data.config import Source, sources_of
     from ftray.jobfile import validate
 
     given = {"prompt": new.prompt, "completion": new.completion, "format": new.format, "limit": new.limit}
@@ -194,13 +185,16 @@ def _source(subject: Subject, new: NewData) -> Source:
 def _config(subject: Subject, new: NewData) -> EvaluateConfig:
     """Return the run's evaluation with the metric that the options name."""
     from ftray.evaluate.config import EvaluateConfig, Metric
+    from ftray.evaluate.graders import needs_generation
     from ftray.jobfile import validate
 
     config = subject.loaded.job.evaluate if subject.loaded else EvaluateConfig()
     given = {"metric": new.metric, "max_new_tokens": new.max_new_tokens}
     changed = {name: value for name, value in given.items() if value is not None}
     task = validate(Metric, {**config.task.model_dump(mode="json"), **changed}, file=None, lines={})
-    return config.model_copy(update={"task": task})
+    assert isinstance(task, Metric)
+    # Another metric than the job's may let the model write nothing: there is no format to keep then.
+    return config.model_copy(update={"task": task, "format": config.format if needs_generation(task) else None})
 
 
 def _place(subject: Subject, new: NewData, storage: Path) -> Path:

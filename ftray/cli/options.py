@@ -19,6 +19,14 @@ Sets = Annotated[
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change the job, e.g. train.learning_rate=2e-4. Repeatable."),
 ]
 Smoke = Annotated[bool, typer.Option("--smoke", help="Take every tenth training row: the identical path, sooner.")]
+Prompt = Annotated[
+    str | None,
+    typer.Option("--prompt", metavar="TEMPLATE", help='How columns ask, e.g. "Which intent is this? {text}".'),
+]
+Completion = Annotated[
+    str | None, typer.Option("--completion", metavar="TEMPLATE", help='The expected answer, e.g. "{intent}".')
+]
+Format = Annotated[str | None, typer.Option("--format", help="The rows' format, where it is not to be recognised.")]
 Gate = Annotated[bool, typer.Option("--gate", help="Exit 3 when it is done and the verdict is not `ship`.")]
 
 

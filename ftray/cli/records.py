@@ -31,13 +31,18 @@ def runs(storage: Storage = None, quiet: Quiet = False, json: Json = False) -> O
 
 
 def report(run: Run, storage: Storage = None, quiet: Quiet = False, json: Json = False) -> Outcome:
-    """Write a run's report.html again from its records, and say where it is."""
+    """Write a run's report.html and diagnosis.json again from its records, and say where they are."""
     from ftray.report.render import render_run
     from ftray.runs import find_run, storage_folder
 
     directory = find_run(run, storage_folder(storage))
     render_run(directory)
-    document = {"schema": "ftray/report/1", "run": str(directory.root), "report": str(directory.report)}
+    document = {
+        "schema": "ftray/report/1",
+        "run": str(directory.root),
+        "report": str(directory.report),
+        "diagnosis": str(directory.diagnosis),
+    }
     return Outcome(
         document=document, show=lambda console: console.print(document["report"], markup=False, soft_wrap=True)
     )

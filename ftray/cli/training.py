@@ -14,7 +14,7 @@ from ftray.artifacts import RunDirectory, read_json
 from ftray.cli.options import Gate, JobFile, Json, Quiet, Sets, Smoke, Storage, gated
 from ftray.cli.outcome import Outcome
 from ftray.cli.process import interruptible, quieten_libraries
-from ftray.errors import Interrupted
+from ftray.errors import InputError, Interrupted
 
 if TYPE_CHECKING:
     from ftray.finetune import Prepared
@@ -25,6 +25,14 @@ Fresh = Annotated[
 ]
 Attempt = Annotated[
     str | None, typer.Option("--attempt", metavar="ID", help="Go on with the run that an earlier --fresh made.")
+]
+Decide = Annotated[
+    bool,
+    typer.Option("--decide", help="Also ask the base and run a smoke run, to say whether fine-tuning is worth it."),
+]
+Tau = Annotated[
+    float | None,
+    typer.Option("--tau", min=0, help="For --decide: the accuracy that an accelerator hour must bring (0.01)."),
 ]
 
 ENDS = {"completed": 0, "early_stopped": 0, "failed": 1, "interrupted": Interrupted.exit_code}
@@ -86,8 +94,13 @@ def _fine_tune(loaded: LoadedJob, *, quiet: bool) -> dict[str, Any]:
             started.append(prepared.run)
             display.on_plan(prepared)
 
+        def on_sampling(done: int, total: int) -> None:
+            if not done:
+                display.say(f"Sampling {total} texts from the base to rehearse them")
+            display.advance(done, total, "texts")
+
         try:
-            return finetune(loaded, display=display, on_plan=on_plan)
+            return finetune(loaded, display=display, on_plan=on_plan, on_sampling=on_sampling)
         except Interrupted:
             if not started:
                 raise
@@ -104,6 +117,8 @@ def check(
     job: JobFile,
     sets: Sets = None,
     smoke: Smoke = False,
+    decide: Decide = False,
+    tau: Tau = None,
     storage: Storage = None,
     quiet: Quiet = False,
     json: Json = False,
@@ -115,5 +130,19 @@ def check(
     loaded = load_job(job, sets=sets or (), storage=storage, smoke=smoke)
     from ftray.check import check_job, render_check
 
+    if tau is not None and not decide:
+        raise InputError("--tau has no effect without --decide", kind="usage", given=tau, hint="Add --decide.")
     record = check_job(loaded)
+    if decide:
+        record["decision"] = _decide(loaded, record, tau=tau, quiet=quiet)
     return Outcome(document=record, show=lambda console: render_check(record, console))
+
+
+def _decide(loaded: LoadedJob, checked: dict[str, Any], *, tau: float | None, quiet: bool) -> dict[str, Any]:
+    """Return the record of whether fine-tuning is worth it; runs the smoke run, or finds its result."""
+    from ftray.decide import DEFAULT_TAU, decide, decision_record, measure
+    from ftray.display import open_display
+
+    with interruptible(), open_display(quiet=quiet, metric=loaded.job.evaluate.task.metric) as display:
+        measured = measure(loaded, checked, display=display, on_plan=display.on_plan, say=display.say)
+    return decision_record(measured, decide(measured, tau=DEFAULT_TAU if tau is None else tau))

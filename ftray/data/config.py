@@ -36,11 +36,50 @@ class Source(Config):
     """Drop training rows whose exact or normalised prompt also stands in an evaluation set."""
 
 
+class ReplayConfig(Config):
+    """General examples mixed into the training rows, so that what the base could do is rehearsed and not forgotten.
+
+    Either `path` or `sample_base` says where they come from.
+    """
+
+    fraction: Annotated[float, Field(gt=0, lt=1)]
+    """Share of replay rows among all rows of an epoch: 0.25 is one replay row for every three of the task. Where there
+    are fewer rows than that, they repeat."""
+    path: Annotated[str, Field(min_length=1)] | None = None
+    """A file (or Hugging Face dataset) of general examples, read as a training source is."""
+    sample_base: Annotated[int, Field(ge=1)] | None = None
+    """Sample so many texts from the base model itself, before training starts: no data is needed."""
+    format: SourceFormat = "auto"
+    """The shape of a row of `path`."""
+    prompt: str | None = None
+    """Template of the user's turn; makes the format `columns`."""
+    completion: str | None = None
+    """Template of the assistant's turn."""
+    system: str | None = None
+    """Template of a system message put before every example."""
+    where: dict[str, list[str | int | bool]] | None = None
+    """Use only the rows whose columns have one of these values."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Use the first N rows of `path`, chosen by content."""
+
+    @property
+    def source(self) -> Source | None:
+        """The file of replay rows as a source; None where they are sampled from the base."""
+        if self.path is None:
+            return None
+        read = {name: getattr(self, name) for name in SOURCE_SETTINGS}
+        return Source(path=self.path, **read)
+
+
+SOURCE_SETTINGS = ("format", "prompt", "completion", "system", "where", "limit")
+"""Settings of `replay` that say how its file is read."""
+
+
 class SplitConfig(Config):
     """How a validation share is cut from the training rows."""
 
     by: Literal["content", "group", "time"] = "content"
-    """`content`: rows with the same normalised prompt stay on one side; `group`: rows with the same `column`; `time`:
+    """`content`: rows with (nearly) the same prompt stay on one side; `group`: rows with the same `column`; `time`:
     the latest rows by `column` validate."""
     column: str | None = None
     """The column `group` and `time` read."""
@@ -55,6 +94,8 @@ class DataConfig(Config):
     """A share of the training rows, or a source of its own. Chooses checkpoints and settings."""
     test: Source | list[Source] | None = None
     """Held-out examples, read once, at the end. Without them a verdict cannot be better than `inconclusive`."""
+    replay: ReplayConfig | None = None
+    """General examples rehearsed beside the task. They join after the validation split and are no part of it."""
     split: SplitConfig = SplitConfig()
     """How the validation share is cut."""
     template: str = "tokenizer"
@@ -69,3 +110,8 @@ class DataConfig(Config):
     """Largest share of rows that may be dropped before the job is refused."""
     sequence_packing: bool = False
     """Best-fit pack the examples of a step into as few forward passes as fit; attention never crosses examples."""
+
+
+def sources_of(value: Source | list[Source]) -> list[Source]:
+    """Return a source or a list of them as a list."""
+    return list(value) if isinstance(value, list) else [value]

@@ -6,6 +6,7 @@ template's constant words, which would make all rows of a dataset look alike.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,8 @@ from typing import Any, Literal
 from ftray.artifacts import digest_of
 
 Role = Literal["system", "user", "assistant", "tool"]
+REPLAY = "replay"
+"""The dataset of rows that are rehearsed beside the task's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +76,15 @@ class Example:
         """The final assistant turn; empty for a text."""
         return self.messages[-1].content if self.messages else ""
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether a text, or any turn of the assistant, is blanks; a tool call is an answer."""
+        if self.text is not None:
+            return not self.text.strip()
+        return any(
+            turn.role == "assistant" and not turn.tool_calls and not turn.content.strip() for turn in self.messages
+        )
+
     @cached_property
     def subject(self) -> str:
         """What makes two examples the same question: the text, the substituted fields, or the talk so far.
@@ -96,9 +108,31 @@ class Example:
         return normalise(self.answer_text) + (digest_of(calls) if calls else "")
 
 
+class RowsDigest:
+    """The digest of rows as they go by: what `digest_of` gives for the list of their own digests."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._hash = hashlib.sha256(b"[")
+
+    def add(self, example: Example) -> None:
+        """Take the next row."""
+        self._hash.update(f'{"," if self.rows else ""}"{example.digest}"'.encode())
+        self.rows += 1
+
+    def hexdigest(self) -> str:
+        """Return the digest of the rows so far."""
+        whole = self._hash.copy()
+        whole.update(b"]")
+        return whole.hexdigest()
+
+
 def examples_digest(examples: Iterable[Example]) -> str:
     """Return the digest of what was really read: the examples' own digests in order."""
-    return digest_of([example.digest for example in examples])
+    digest = RowsDigest()
+    for example in examples:
+        digest.add(example)
+    return digest.hexdigest()
 
 
 def without_repetitions(examples: Iterable[Example]) -> list[Example]:
@@ -121,11 +155,13 @@ class _Blanks(dict[int, str]):
 
 _BLANKS = _Blanks()
 _MINUS = re.compile(r"-(?=\s?\d)")
+_INSIDE = re.compile(r"(?<=\w)['\N{RIGHT SINGLE QUOTATION MARK}](?=\w)|(?<=\d),(?=\d{3}(?!\d))")
+"""What may be left out inside a word: the apostrophe of "what's", the comma of "1,000"."""
 
 
 def normalise(text: str) -> str:
     """Casefold, turn punctuation into blanks and collapse them. A minus before a digit and operators stay."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
+    folded = _INSIDE.sub("", unicodedata.normalize("NFKC", text).casefold())
     words = _MINUS.sub("\N{MINUS SIGN}", folded).translate(_BLANKS).split()
     # "?!" and "..." are not the same question as each other.
     return " ".join(words) if words else folded.strip()

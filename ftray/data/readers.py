@@ -6,19 +6,22 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ftray.artifacts import digest_file, digest_of
 from ftray.data.columns import ColumnTemplate, column_text, missing_column, parse_template
 from ftray.data.config import Source, SourceFormat
 from ftray.data.conversations import Example, Message
 from ftray.data.formats import Conversation, MissingColumn, convert, detect_format, one_turn, refuse_preferences
-from ftray.data.rows import Row, bad_row, is_hub_name, missing_file, read_hub_rows, read_rows
+from ftray.data.rows import Row, bad_row, is_hub_name, missing_file, read_hub_rows, read_rows, stream_rows
 from ftray.data.trees import read_threads
 from ftray.data.turns import BadTurn, check_text
 from ftray.errors import InputError
+
+T = TypeVar("T")
 
 
 def source_files(source: Source, base: Path) -> list[Path]:
@@ -83,6 +86,32 @@ def read_source(source: Source, *, name: str, base: Path) -> list[Example]:
             file=file,
         )
     return _weighted(_limited(examples, source.limit), source.weight)
+
+
+def stream_source(source: Source, *, name: str, base: Path, chunk: int) -> Iterator[list[Example]]:
+    """Yield a source's examples in file order, `chunk` at a time, without holding the file.
+
+    OpenAssistant's trees and Hugging Face datasets are read whole. `where` and `limit` are for `read_source`.
+    """
+    assert source.where is None
+    assert source.limit is None
+    files = source_files(source, base)
+    if not files:
+        yield from _chunked(iter(read_source(source, name=name, base=base)), chunk)
+        return
+    rows = _chunked(stream_rows(files[0]), chunk)
+    first = next(rows, [])
+    if not first or source_format(source, first) == "oasst":
+        yield from _chunked(iter(read_source(source, name=name, base=base)), chunk)
+        return
+    decided = source.model_copy(update={"format": source_format(source, first)})
+    for some in itertools.chain([first], rows):
+        yield list(_read_examples(decided, some, name=name, file=str(files[0])))
+
+
+def _chunked(items: Iterator[T], size: int) -> Iterator[list[T]]:
+    while some := list(itertools.islice(items, size)):
+        yield some
 
 
 def _read_examples(source: Source, rows: Sequence[Row], *, name: str, file: str) -> Iterator[Example]:

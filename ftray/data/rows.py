@@ -36,6 +36,11 @@ def is_hub_name(path: str) -> bool:
 
 def read_rows(file: Path) -> list[Row]:
     """Read a file's rows in order; an unreadable row is an InputError with file and line."""
+    return list(stream_rows(file))
+
+
+def stream_rows(file: Path) -> Iterator[Row]:
+    """Yield a file's rows as they are read; .json and .txt files are read whole. Raises as `read_rows`."""
     read = _READERS.get(file.suffix.lower())
     if read is None:
         raise InputError(
@@ -47,7 +52,7 @@ def read_rows(file: Path) -> list[Row]:
             file=str(file),
         )
     try:
-        return list(read(file))
+        yield from read(file)
     except UnicodeDecodeError as error:
         raise InputError(
             f"{file} is not UTF-8 text (byte {error.start})",
@@ -164,14 +169,16 @@ def _read_parquet(file: Path) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    index = 0
     try:
-        table = pq.read_table(file)
+        for batch in pq.ParquetFile(file).iter_batches():
+            for row in batch.to_pylist():
+                yield Row(index=index, line=None, columns=row)
+                index += 1
     except pa.ArrowInvalid as error:
         raise InputError(
             f"{file} is not a Parquet file: {error}", kind="bad_row", given=str(file), file=str(file)
         ) from error
-    for index, row in enumerate(table.to_pylist()):
-        yield Row(index=index, line=None, columns=row)
 
 
 def _read_text(file: Path) -> Iterator[Row]:

@@ -6,15 +6,23 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from ftray.evaluate.graders import needs_generation
+from ftray.evaluate.instructions import describe, follows
 from ftray.evaluate.intervals import Estimate, FloatArray, finite, mcnemar, percentile_estimate, randomisation, resample
 from ftray.evaluate.metrics import bits_per_byte, estimate, higher_is_better, is_share, statistics
 from ftray.evaluate.predict import RowPrediction
-from ftray.evaluate.tasks import Role, Task
+from ftray.evaluate.tasks import Role, Task, TaskRow
+
+Grading = Literal["right_or_wrong", "score", "likelihood"]
+"""What one row's result is: right or wrong, a score between 0 and 1, or the likelihood of a given text."""
+DEGRADED_SCORE = 0.1
+"""A score that falls by more than this makes an item a degraded one."""
+DEGRADED_LIKELIHOOD = 1.1
+"""So do bits that grow by more than this factor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +53,18 @@ class Collapse:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EndedShares:
+    """Shares of the answers that each model ended itself, before it was cut off at max_new_tokens."""
+
+    base: float
+    tuned: float
+
+    def to_record(self) -> dict[str, float]:
+        """Return the JSON form."""
+        return {"base": self.base, "tuned": self.tuned}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskComparison:
     """One task of evaluation.json."""
 
@@ -65,6 +85,12 @@ class TaskComparison:
     """tuned - base, where the metric is a likelihood of given text."""
     collapse: Collapse | None
     """Of the tuned model's answers; null where there are none."""
+    grading: Grading
+    degraded: int
+    """Rows that the base got right and the tuned model gets wrong; of scores, those that fell by more than 0.1; of
+    likelihoods, those whose bits per byte rose by more than a tenth."""
+    ended: EndedShares | None
+    """Null where nothing was generated."""
     resampled_harm: FloatArray = field(repr=False, compare=False)
     """[R] bootstrap values of `harm`."""
 
@@ -94,6 +120,8 @@ class TaskComparison:
             "paired": self.paired.to_record() if self.paired else None,
             "p_value": finite(self.p_value),
             "bits_per_byte_change": finite(self.bits_per_byte_change),
+            "degraded": self.degraded,
+            "ended": self.ended.to_record() if self.ended else None,
         }
 
 
@@ -117,6 +145,7 @@ def compare(task: Task, base: Sequence[RowPrediction], tuned: Sequence[RowPredic
         resampled_bits_base, resampled_bits_tuned = resample([bits_base, bits_tuned])
         harm = resampled_bits_tuned - resampled_bits_base
     has_answers = needs_generation(metric) or metric.metric == "choice"
+    grading: Grading = "right_or_wrong" if all_graded else "score" if change is None else "likelihood"
     return TaskComparison(
         name=task.name,
         role=task.role,
@@ -130,7 +159,32 @@ def compare(task: Task, base: Sequence[RowPrediction], tuned: Sequence[RowPredic
         p_value=p_value,
         bits_per_byte_change=change,
         collapse=collapse([row.prediction for row in tuned]) if has_answers else None,
+        grading=grading,
+        degraded=sum(_is_degraded(grading, *pair) for pair in zip(base, tuned, strict=True)),
+        ended=_ended(base, tuned),
         resampled_harm=harm,
+    )
+
+
+def _is_degraded(grading: Grading, before: RowPrediction, after: RowPrediction) -> bool:
+    match grading:
+        case "right_or_wrong":
+            return before.correct is True and after.correct is False
+        case "score":
+            return before.score - after.score > DEGRADED_SCORE
+        case "likelihood":
+            # The text and so its bytes are the same.
+            assert before.nll is not None
+            assert after.nll is not None
+            return after.nll > DEGRADED_LIKELIHOOD * before.nll
+
+
+def _ended(base: Sequence[RowPrediction], tuned: Sequence[RowPrediction]) -> EndedShares | None:
+    if any(row.ended is None for row in (*base, *tuned)):
+        return None
+    return EndedShares(
+        base=sum(row.ended is True for row in base) / len(base),
+        tuned=sum(row.ended is True for row in tuned) / len(tuned),
     )
 
 
@@ -148,7 +202,7 @@ def collapse(predictions: Sequence[str]) -> Collapse:
 def predictions_lines(
     task: Task, base: Sequence[RowPrediction], tuned: Sequence[RowPrediction]
 ) -> list[dict[str, Any]]:
-    """Return the task's lines of predictions.jsonl."""
+    """Return the task's lines of predictions.jsonl; of instructions also which ones were followed."""
     _check_same_rows(task, base, tuned)
     return [
         {
@@ -162,9 +216,22 @@ def predictions_lines(
             "tuned_correct": after.correct,
             "base_score": finite(before.score),
             "tuned_score": finite(after.score),
+            "base_ended": before.ended,
+            "tuned_ended": after.ended,
+            **_followed(row, before, after),
         }
         for row, before, after in zip(task.rows, base, tuned, strict=True)
     ]
+
+
+def _followed(row: TaskRow, before: RowPrediction, after: RowPrediction) -> dict[str, Any]:
+    if not row.instructions:
+        return {}
+    return {
+        "instructions": [describe(one) for one in row.instructions],
+        "base_followed": [follows(one, before.prediction) for one in row.instructions],
+        "tuned_followed": [follows(one, after.prediction) for one in row.instructions],
+    }
 
 
 def _paired(base: Sequence[RowPrediction], tuned: Sequence[RowPrediction]) -> PairedCounts:

@@ -1,4 +1,4 @@
-"""Greedy generation in batches, token by token the same as one row at a time.
+"""Generation in batches, token by token the same as one row at a time: greedy, or as `choose` says.
 
 Rows of similar length share a batch, padded on the left; rows that ended leave it when enough have. Under ZeRO-3 every
 rank runs equally many forward passes: each asks `keep_going` first, and a rank without work runs an empty one.
@@ -24,6 +24,14 @@ MAX_BATCH_TOKENS = 16384
 WORTH_REMOVING = 0.75
 """Ended rows are removed when at most this share is left: that copies the cache, about the cost of one step."""
 
+Choose = Callable[[Sequence[int], Sequence[int], Tensor], Tensor]
+"""Gives the next token [R] of rows by their indices, their tokens so far (a number each) and their logits [R, V]."""
+
+
+def likeliest(indices: Sequence[int], lengths: Sequence[int], logits: Tensor) -> Tensor:
+    """Choose greedily."""
+    return logits.argmax(dim=-1)
+
 
 def generate(
     model: PreTrainedModel,
@@ -35,13 +43,15 @@ def generate(
     max_batch_tokens: int = MAX_BATCH_TOKENS,
     keep_going: Callable[[bool], bool] = keep_while_work_is_left,
     asking: Asking = ask_the_model,
+    choose: Choose = likeliest,
 ) -> list[list[int]]:
-    """Return the likeliest next tokens of each prompt, up to `max_new_tokens` or a stop token, which is left out.
+    """Return the next tokens of each prompt, up to `max_new_tokens` or a stop token, which is left out.
 
-    `asking` says whose answers are wanted where several adapters share the model. A row also ends where the model's
-    positions end. Raises InputError `prompt_too_long` for a prompt beyond them.
+    They are the likeliest unless `choose` says otherwise. `asking` says whose answers are wanted where several adapters
+    share the model. A row also ends where the model's positions end. Raises InputError `prompt_too_long` for a prompt
+    beyond them.
     """
-    limits = [_token_limit(model, len(prompt), max_new_tokens) for prompt in prompts]
+    limits = [token_limit(model, len(prompt), max_new_tokens) for prompt in prompts]
     costs = [len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)]
     waiting = iter(length_batches(costs, max_batch_tokens, layout="padded"))
     answers = [
@@ -53,7 +63,7 @@ def generate(
         while True:
             if batch is None and (indices := next(waiting, None)) is not None:
                 rows = [answers[index] for index in indices]
-                batch = _Batch(model, rows, frozenset(stop_token_ids), pad_token_id, asking)
+                batch = _Batch(model, rows, frozenset(stop_token_ids), pad_token_id, asking, choose)
             if not keep_going(batch is not None):
                 break
             if batch is None:
@@ -87,8 +97,10 @@ class _Batch:
         stops: frozenset[int],
         pad_token_id: int,
         asking: Asking,
+        choose: Choose,
     ) -> None:
         self.asking = asking
+        self.choose = choose
         self.model = model
         self.answers = answers
         self.stops = stops
@@ -102,8 +114,9 @@ class _Batch:
         self.position_ids = (self.mask.cumsum(dim=1) - 1).clamp(min=0)
 
     def step(self) -> None:
-        """Run one forward pass and give every row its likeliest next token."""
-        with self.asking([answer.index for answer in self.answers], [self.input_ids.shape[1]] * len(self.answers)):
+        """Run one forward pass and give every row its next token."""
+        indices = [answer.index for answer in self.answers]
+        with self.asking(indices, [self.input_ids.shape[1]] * len(self.answers)):
             logits: Tensor = self.model(
                 input_ids=self.input_ids,
                 attention_mask=self.mask,
@@ -112,7 +125,8 @@ class _Batch:
                 use_cache=True,
                 logits_to_keep=1,
             ).logits
-        self.input_ids = logits[:, -1].argmax(dim=-1, keepdim=True)
+        lengths = [len(answer.tokens) for answer in self.answers]
+        self.input_ids = self.choose(indices, lengths, logits[:, -1])[:, None]
         self.mask = torch.cat([self.mask, self.mask.new_ones((len(self.mask), 1))], dim=1)
         self.position_ids = self.position_ids[:, -1:] + 1
         for answer, token in zip(self.answers, self.input_ids.squeeze(1).tolist(), strict=True):
@@ -136,7 +150,8 @@ class _Batch:
         return True
 
 
-def _token_limit(model: PreTrainedModel, prompt_length: int, max_new_tokens: int) -> int:
+def token_limit(model: PreTrainedModel, prompt_length: int, max_new_tokens: int) -> int:
+    """Return the most tokens an answer may have; one that has fewer was ended by the model."""
     # Models without a fixed number of positions (ALiBi) have no such setting. The last token needs no position.
     positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is None:

@@ -52,6 +52,19 @@ def normalise(text: str, how: Normalisation) -> str:
             assert_never(how)
 
 
+def check_instructions(metric: Metric, *, path: str) -> None:
+    """Raise InputError for instructions that no metric checks."""
+    if metric.instructions is not None and metric.metric != "instructions":
+        raise InputError(
+            f"`instructions` are checked by the metric 'instructions', and this one is '{metric.metric}'.",
+            kind="metric_mismatch",
+            given=metric.metric,
+            allowed="instructions",
+            hint="Set `metric: instructions`, or remove `instructions`.",
+            path=f"{path}.instructions",
+        )
+
+
 def needs_generation(metric: Metric) -> bool:
     """Return whether the metric grades generated text, as opposed to the likelihood of given text."""
     return metric.metric not in LIKELIHOOD_METRICS
@@ -79,6 +92,7 @@ def check_metric(metric: Metric, *, path: str) -> None:
             hint="Remove `choices`, or set `metric: choice` and list the answers to choose from.",
             path=f"{path}.choices",
         )
+    check_instructions(metric, path=path)
 
 
 @functools.cache

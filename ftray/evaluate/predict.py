@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from torch import nn
@@ -16,9 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ftray.data.collate import Layout
 from ftray.errors import RunError
-from ftray.evaluate.generate import generate
-from ftray.evaluate.graders import grade, needs_generation
+from ftray.evaluate.expected_format import Kept, keep_to
+from ftray.evaluate.generate import generate, token_limit
+from ftray.evaluate.graders import Graded, grade, needs_generation
+from ftray.evaluate.instructions import follows_all
 from ftray.evaluate.likelihood import ExampleLoss, choice_losses, example_losses
+from ftray.evaluate.lm_eval import ask_lm_eval
 from ftray.evaluate.mode import Asking, ask_the_model, keep_while_work_is_left
 from ftray.evaluate.tasks import Task, TaskRow
 from ftray.group import Alone, Group
@@ -42,6 +45,10 @@ class RowPrediction:
     """Nats over all label tokens, for likelihood metrics."""
     num_labels: int
     num_bytes: int
+    ended: bool | None = None
+    """Whether the model ended the answer itself, before `max_new_tokens`; null where it wrote none."""
+    kept: Kept | None = None
+    """How far the answer keeps to the task's format, where there is one."""
 
 
 Answers = dict[str, list[RowPrediction]]
@@ -66,6 +73,8 @@ def predict_task(task: Task, asked: Asked) -> list[RowPrediction]:
 
     Raises RunError `nonfinite` when the model's likelihoods are not numbers.
     """
+    if task.lm_eval is not None:
+        return _by_lm_eval(task, asked)
     order = _shared_out(task, asked.group)
     answers = _answers(task, [task.rows[index] for index in order], asked, ask_the_model)
     return _gathered(task, asked.group, dict(zip(order, answers, strict=True)))
@@ -95,18 +104,42 @@ def predict_slots(tasks: Sequence[Task], asked: Asked, bank: Bank, slots: Sequen
 
 
 def predict_both(
-    tasks: Sequence[Task], asked: Asked, bank: Bank | None, *, as_base: AbstractContextManager[None]
+    tasks: Sequence[Task],
+    asked: Asked,
+    shared: AbstractContextManager[Bank | None],
+    *,
+    as_base: AbstractContextManager[None],
 ) -> tuple[Answers, Answers]:
     """Return what the base and the tuned model answer: in the same batches through a bank with the adapter in slot 1.
 
-    Without a bank one after the other, the base inside `as_base`.
+    `shared` opens the bank. Where it gives none, and for what lm-eval asks, one model answers after the other, the
+    base inside `as_base`.
     """
-    if bank is not None:
-        base, tuned = predict_slots(tasks, asked, bank, (BASE, 1))
-        return base, tuned
-    tuned = predict_tasks(tasks, asked)
-    with as_base:
-        return predict_tasks(tasks, asked), tuned
+    base: Answers = {}
+    tuned: Answers = {}
+    with shared as bank:
+        if bank is not None:
+            base, tuned = predict_slots([task for task in tasks if task.lm_eval is None], asked, bank, (BASE, 1))
+    left = [task for task in tasks if task.name not in tuned]
+    if left:
+        tuned |= predict_tasks(left, asked)
+        with as_base:
+            base |= predict_tasks(left, asked)
+    return base, tuned
+
+
+def _by_lm_eval(task: Task, asked: Asked) -> list[RowPrediction]:
+    """Let the first process ask: which few-shot examples lm-eval shows to a row depends on the rows before it."""
+    assert not asked.synchronised, "ZeRO-3 is refused before anything is started"
+    predictions: list[RowPrediction] = []
+    if asked.group.rank == 0:
+        answers = ask_lm_eval(task, asked.model, asked.tokenizer)
+        predictions = [
+            _prediction(task, row, answer.text, score=answer.score, correct=answer.correct)
+            for row, answer in zip(task.rows, answers, strict=True)
+        ]
+    gathered: list[RowPrediction] = asked.group.gather(predictions)[0]
+    return gathered
 
 
 def _shared_out(task: Task, group: Group) -> list[int]:
@@ -138,9 +171,10 @@ def _generated(
     task: Task, rows: Sequence[TaskRow], asked: Asked, asking: Asking, keep_going: Callable[[bool], bool]
 ) -> list[RowPrediction]:
     pad_token_id: Any = asked.tokenizer.pad_token_id
+    # A model with an adapter forwards everything to the PreTrainedModel it wraps.
+    model = cast("PreTrainedModel", asked.model)
     token_lists = generate(
-        # A model with an adapter forwards everything to the PreTrainedModel it wraps.
-        cast("PreTrainedModel", asked.model),
+        model,
         [row.prompt_tokens for row in rows],
         max_new_tokens=task.metric.max_new_tokens,
         stop_token_ids=asked.stop_token_ids,
@@ -150,12 +184,34 @@ def _generated(
         asking=asking,
     )
     texts = asked.tokenizer.batch_decode(token_lists, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return [_answer(task, row, text) for row, text in zip(rows, texts, strict=True)]
+    answers = []
+    for row, tokens, text in zip(rows, token_lists, texts, strict=True):
+        ended = len(tokens) < token_limit(model, len(row.prompt_tokens), task.metric.max_new_tokens)
+        kept = keep_to(task.format.format, tokens, text, _decoder(asked)) if task.format else None
+        answers.append(replace(_answer(task, row, text), ended=ended, kept=kept))
+    return answers
+
+
+def _decoder(asked: Asked) -> Callable[[Sequence[int]], str]:
+    def decode(tokens: Sequence[int]) -> str:
+        text = asked.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+    return decode
 
 
 def _answer(task: Task, row: TaskRow, text: str) -> RowPrediction:
-    graded = grade(task.metric, text, row.expected)
+    graded = grade_row(task, row, text)
     return _prediction(task, row, text, score=graded.score, correct=graded.correct)
+
+
+def grade_row(task: Task, row: TaskRow, text: str) -> Graded:
+    """Grade an answer to one row: against the expected one, or against the row's instructions."""
+    if task.metric.metric != "instructions":
+        return grade(task.metric, text, row.expected)
+    correct = follows_all(row.instructions, text)
+    return Graded(score=float(correct), correct=correct)
 
 
 def _likelihood(task: Task, row: TaskRow, loss: ExampleLoss) -> RowPrediction:

@@ -7,13 +7,16 @@ from typing import Any
 
 from ftray.evaluate.compare import TaskComparison
 from ftray.evaluate.config import EvaluateConfig
-from ftray.evaluate.verdict import Split, decide, measure_forgetting
+from ftray.evaluate.forgetting import measure_forgetting
+from ftray.evaluate.outputs import Outputs
+from ftray.evaluate.verdict import Split, decide
 
 SCHEMA = "ftray/evaluation/1"
 
 
 def evaluation_record(
     comparisons: Sequence[TaskComparison],
+    outputs: Outputs,
     *,
     config: EvaluateConfig,
     split: Split,
@@ -26,7 +29,8 @@ def evaluation_record(
     """Return the `ftray/evaluation/1` document. Exactly one comparison has the role `task`."""
     (task,) = [comparison for comparison in comparisons if comparison.role == "task"]
     forgetting = measure_forgetting(comparisons, config)
-    verdict = decide(task, forgetting, split=split)
+    beside = [comparison for comparison in comparisons if comparison.role in ("format", "instruction")]
+    verdict = decide(task, forgetting, split=split, beside=beside)
     return {
         "schema": SCHEMA,
         "run_id": run_id,
@@ -37,7 +41,6 @@ def evaluation_record(
         "tasks": [comparison.to_record() for comparison in comparisons],
         "forgetting": forgetting.to_record() if forgetting else None,
         "collapse": task.collapse.to_record() if task.collapse else None,
-        "memorised_share": None,
-        "prefix_validity": None,
+        **outputs.to_record(),
         "verdict": verdict.to_record(),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -12,7 +12,12 @@ from ftray.data.conversations import Example
 from ftray.data.tokenization import Tokenization, TokenizedExample
 from ftray.errors import InputError
 from ftray.evaluate.config import Metric
+from ftray.evaluate.expected_format import ExpectedFormat
 from ftray.evaluate.graders import check_metric, grade, json_leaves, needs_generation, normalise
+from ftray.evaluate.instructions import COLUMN, Instruction, describe, read_instructions
+
+if TYPE_CHECKING:
+    from ftray.evaluate.lm_eval import LmEvalTask
 
 Role = Literal["task", "format", "instruction", "general"]
 
@@ -28,11 +33,14 @@ class TaskRow:
     prompt_tokens: tuple[int, ...]
     """What generation starts from; empty unless the metric generates."""
     expected: str
+    """The expected answer; in words what is asked of it where instructions are checked."""
     example: TokenizedExample
     num_bytes: int
     """UTF-8 bytes of the labelled text."""
     choices: tuple[TokenizedExample, ...] = ()
     """The prompt with each answer of `Task.choices`, labelled on the answer alone."""
+    instructions: tuple[Instruction, ...] = ()
+    """What the metric `instructions` checks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,14 +53,24 @@ class Task:
     rows: tuple[TaskRow, ...]
     choices: tuple[str, ...] = ()
     """The answers `choice` ranks, in the order that breaks ties."""
+    format: ExpectedFormat | None = None
+    """What the answers should look like, as far as that is known."""
+    lm_eval: LmEvalTask | None = None
+    """Where lm-eval asks and grades; None where this package does."""
 
 
 def build_task(
-    examples: Sequence[Example], *, name: str, role: Role, metric: Metric, tokenization: Tokenization
+    examples: Sequence[Example],
+    *,
+    name: str,
+    role: Role,
+    metric: Metric,
+    tokenization: Tokenization,
+    format: ExpectedFormat | None = None,
 ) -> Task:
     """Return the task, or raise InputError where metric and rows cannot fit.
 
-    Kinds: unknown_metric, bad_metric, empty_probe, metric_mismatch.
+    Kinds: unknown_metric, bad_metric, empty_probe, metric_mismatch, bad_instruction.
     """
     path = "evaluate.task" if role == "task" else f"evaluate.general.{name}"
     check_metric(metric, path=path)
@@ -71,20 +89,50 @@ def build_task(
     candidates = _candidates(examples, choices, tokenization)
     rows = tuple(
         _row(example, encoded, metric, candidates[index * len(choices) : (index + 1) * len(choices)], tokenization)
-        for index, (example, encoded) in enumerate(zip(examples, _encode(examples, tokenization), strict=True))
+        for index, (example, encoded) in enumerate(zip(examples, _encoded(examples, metric, tokenization), strict=True))
     )
-    mismatch.check_answers(rows)
+    if metric.metric != "instructions":
+        mismatch.check_answers(rows)
+    if format is not None and format.declared:
+        mismatch.check_format(rows, format)
     if metric.metric == "choice":
         mismatch.check_choices(rows, choices)
     if ":" in metric.metric:
         grade(metric, rows[0].expected, rows[0].expected)
-    return Task(name=name, role=role, metric=metric, rows=rows, choices=choices)
+    return Task(name=name, role=role, metric=metric, rows=rows, choices=choices, format=format)
 
 
 def _choices(examples: Sequence[Example], metric: Metric) -> tuple[str, ...]:
     if metric.metric != "choice":
         return ()
     return tuple(metric.choices or sorted({example.answer_text for example in examples}))
+
+
+def _encoded(examples: Sequence[Example], metric: Metric, tokenization: Tokenization) -> list[TokenizedExample]:
+    """Return the tokens of every row; where instructions are checked, those of the prompt alone."""
+    if metric.metric != "instructions":
+        return _encode(examples, tokenization)
+    prompts = [np.array(tokenization.encode_prompt(example), dtype=np.int32) for example in examples]
+    for example, prompt in zip(examples, prompts, strict=True):
+        if len(prompt) > tokenization.max_length:
+            raise InputError(
+                f"{example.dataset} row {example.row} asks in {len(prompt)} tokens, which do not fit the model",
+                kind="overlong",
+                given=len(prompt),
+                allowed=f"at most {tokenization.max_length} tokens",
+                hint="Shorten or remove the row, or raise data.max_length (up to the model's limit).",
+            )
+    return [
+        TokenizedExample(
+            tokens=prompt,
+            is_label=np.zeros(len(prompt), dtype=np.bool_),
+            prompt_length=len(prompt),
+            dataset=example.dataset,
+            row=example.row,
+            digest=example.digest,
+        )
+        for example, prompt in zip(examples, prompts, strict=True)
+    ]
 
 
 def _encode(examples: Sequence[Example], tokenization: Tokenization) -> list[TokenizedExample]:
@@ -122,16 +170,27 @@ def _row(
 ) -> TaskRow:
     asks = example.text is None and needs_generation(metric)
     labelled = example.text or _decode(tokenization, encoded.tokens[encoded.is_label])
+    instructions = _instructions(example, metric)
+    asked = "; ".join(describe(instruction) for instruction in instructions)
     return TaskRow(
         row=example.row,
         dataset=example.dataset,
         prompt=example.prompt_text,
         prompt_tokens=tuple(encoded.tokens[: encoded.prompt_length].tolist()) if asks else (),
-        expected=_expected(example, encoded, tokenization),
+        expected=asked or _expected(example, encoded, tokenization),
         example=encoded,
         num_bytes=len(labelled.encode()),
         choices=tuple(candidates),
+        instructions=instructions,
     )
+
+
+def _instructions(example: Example, metric: Metric) -> tuple[Instruction, ...]:
+    if metric.metric != "instructions":
+        return ()
+    if metric.instructions is not None:
+        return tuple(metric.instructions)
+    return read_instructions(example.columns.get(COLUMN), dataset=example.dataset, row=example.row)
 
 
 def _expected(example: Example, encoded: TokenizedExample, tokenization: Tokenization) -> str:
@@ -191,6 +250,19 @@ class _Mismatch:
             raise self.error(
                 f"'json_valid' wants JSON answers, and no expected answer of '{self.name}' is a JSON object or array",
                 "Use a metric for plain answers, such as exact_match.",
+            )
+
+    def check_format(self, rows: Sequence[TaskRow], format: ExpectedFormat) -> None:
+        """Raise when not one expected answer is in the declared format: no model can be right and in it."""
+        if not any(format.format.is_valid(row.expected) for row in rows):
+            raise InputError(
+                f"no expected answer of '{self.name}' is {format.format.describe()} (evaluate.format); row "
+                f"{rows[0].row} is {rows[0].expected[:80]!r}",
+                kind="metric_mismatch",
+                given=rows[0].expected[:200],
+                allowed=format.format.describe(),
+                hint="Declare the format that the answers have, or correct the data.",
+                path="evaluate.format",
             )
 
     def check_choices(self, rows: Sequence[TaskRow], choices: Sequence[str]) -> None:

@@ -8,12 +8,13 @@ import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ftray.artifacts import digest_files
 from ftray.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -166,6 +167,20 @@ def load_model(model: str, *, precision: str = "fp32") -> PreTrainedModel:
         loaded.set_attn_implementation(attention.NAME)
     loaded.config.use_cache = False
     return loaded
+
+
+def own_device() -> torch.device:
+    """Return where this process computes when nobody assigns it a place: its GPU, or the host."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def own_precision() -> Literal["bf16", "fp32"]:
+    """Return the precision this process computes in when nobody says: bf16 where its GPU can."""
+    import torch
+
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
 
 
 def recompute_activations(model: PreTrainedModel) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+Line = TypeVar("Line")
 Outcome = Literal["fixed", "still_wrong", "broken", "still_right", "better", "worse", "unchanged"]
 TELLING: tuple[Outcome, ...] = ("fixed", "better", "still_wrong", "unchanged", "broken", "worse")
 """Outcomes that take turns, in the page's order; rows that were always right fill what is left."""
@@ -58,7 +59,7 @@ def choose_examples(
     )
 
 
-def spread(lines: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
+def spread(lines: Sequence[Line], count: int) -> list[Line]:
     """Return `count` lines at even distances: a file sorted by answer still shows different answers."""
     return [lines[(2 * index + 1) * len(lines) // (2 * count)] for index in range(count)]
 

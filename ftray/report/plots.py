@@ -22,12 +22,12 @@ VARIABLES = {INK: "muted", GRID: "grid", BASE: "base", TUNED: "tuned", MARK: "ma
 """Which CSS variable takes a stand-in's place."""
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "font.size": 8.5,
+    "font.size": 9.5,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "axes.edgecolor": GRID,
     "axes.labelcolor": INK,
-    "axes.labelsize": 8.5,
+    "axes.labelsize": 9.5,
     "xtick.color": GRID,
     "ytick.color": GRID,
     "xtick.labelcolor": INK,
@@ -49,9 +49,9 @@ MOST_MARKERS = 40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """A number at an optimizer step."""
+    """A number at a place of the x axis: an optimizer step, or a token of an answer."""
 
-    step: int
+    at: int
     value: float
 
 
@@ -89,9 +89,15 @@ def is_wide(curves: Sequence[Curve]) -> bool:
 
 
 def draw_curves(
-    name: str, curves: Sequence[Curve], *, selected: int | None = None, share: bool = False, limit: float | None = None
+    name: str,
+    curves: Sequence[Curve],
+    *,
+    x_label: str = "optimizer step",
+    selected: int | None = None,
+    share: bool = False,
+    limit: float | None = None,
 ) -> str:
-    """Return the SVG of lines over the steps.
+    """Return the SVG of lines over what `x_label` says.
 
     `selected` marks a step and the last curve's value there; `share` writes values as percent, from 0 to 1; `limit` is
     a dotted horizontal line.
@@ -99,7 +105,7 @@ def draw_curves(
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(5.4, 2.7), layout="constrained")
         axes = figure.add_subplot()
-        if is_wide(curves):
+        if is_wide(curves) and not share:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=9))
             axes.yaxis.set_minor_locator(NullLocator())
@@ -114,7 +120,7 @@ def draw_curves(
             axes.set_ylim(-0.03, 1.03)
         axes.margins(x=0.02, y=0.08)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10]))
-        axes.set_xlabel("optimizer step")
+        axes.set_xlabel(x_label)
         axes.grid(axis="y", which="major")
         axes.tick_params(which="both", length=0)
         return _svg(figure, name)
@@ -123,7 +129,7 @@ def draw_curves(
 def _draw_curve(axes: Axes, curve: Curve) -> None:
     few = len(curve.points) <= MOST_MARKERS and not curve.dashed
     axes.plot(
-        [point.step for point in curve.points],
+        [point.at for point in curve.points],
         [point.value for point in curve.points],
         color=curve.colour,
         linewidth=1.1 if curve.dashed else 1.8,
@@ -136,7 +142,7 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
 
 def _mark(axes: Axes, curve: Curve, step: int) -> None:
     axes.axvline(step, color=MARK, linewidth=1.1, linestyle=(0, (3, 2)), zorder=1)
-    here = [point.value for point in curve.points if point.step == step]
+    here = [point.value for point in curve.points if point.at == step]
     if here:
         axes.plot(step, here[-1], "o", markersize=8, markerfacecolor=PAPER, markeredgecolor=MARK, markeredgewidth=2.2)
 

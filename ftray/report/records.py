@@ -29,6 +29,18 @@ class Records:
         """Return the lines of metrics.jsonl of one kind."""
         return [line for line in self.lines if line["kind"] == kind]
 
+    def per_step(self, listed: tuple[str, ...], single: str) -> dict[int, float]:
+        """Return every step's number, by the first of the lists a line has; else (older versions) that of its own step.
+
+        A line's list holds the steps since the line before, its own last.
+        """
+        numbers: dict[int, float] = {}
+        for line in self.of_kind("step"):
+            values = next((line[key] for key in listed if line.get(key)), [line.get(single)])
+            first = int(line["step"]) - len(values) + 1
+            numbers |= {first + index: value for index, value in enumerate(values) if value is not None}
+        return dict(sorted(numbers.items()))
+
     @property
     def last_step(self) -> int:
         """The last step anything was recorded at."""

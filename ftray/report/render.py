@@ -1,6 +1,7 @@
 """RUN/report.html: the run as one page to send to a colleague, made of the records on disk and nothing else.
 
 The page loads nothing and runs nothing (its content security policy says so); the same records give the same bytes.
+What they show went wrong is written beside it as RUN/diagnosis.json, so that page and file cannot disagree.
 """
 
 from __future__ import annotations
@@ -8,22 +9,27 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from ftray.artifacts import RunDirectory, write_text
+from ftray.artifacts import RunDirectory, write_json, write_text
 from ftray.report import wording
-from ftray.report.drawings import comparison_plots, training_plots
+from ftray.report.answers_view import answers_view
+from ftray.report.audit_view import audit_view
+from ftray.report.diagnose import diagnose
+from ftray.report.drawings import comparison_plots, training_plots, validity_plot
 from ftray.report.examples import choose_examples
+from ftray.report.forgetting_view import forgetting_view
 from ftray.report.records import Records, read_records
+from ftray.report.wording import Tone
 
 TEMPLATES = Path(__file__).parent
 FILTERS = (
     wording.value, wording.change, wording.interval, wording.change_interval, wording.plain, wording.count,
-    wording.p_value, wording.duration, wording.size, wording.moment, wording.excerpt, wording.words,
+    wording.p_value, wording.duration, wording.size, wording.moment, wording.excerpt, wording.words, wording.metric,
+    wording.command,
 )  # fmt: skip
 FAILURES = {
     "oom": "Out of memory",
@@ -34,16 +40,23 @@ FAILURES = {
     "nothing_learned": "Nothing was learned",
     "unknown": "An error ended the run",
 }
-CHECKS = {
-    "overlap_exact": "Evaluation rows that are also training rows",
-    "overlap_normalised": "Evaluation rows that are also training rows, but for case and blanks",
-    "duplicates_exact": "Training rows that repeat an earlier row",
-    "conflicts": "Equal prompts with different answers",
-    "empty": "Rows with an empty prompt or answer",
-    "size": "Number of training rows",
-    "label_coverage": "Evaluation answers that training never shows",
+FINDINGS = {
+    "contamination": "Held-out rows stand in the training data",
+    "lr_too_high": "The learning rate is too high",
+    "diverging": "Training diverged",
+    "oscillating": "Training goes back and forth",
+    "loss_spike": "The loss has spikes",
+    "lr_too_low": "The learning rate is too low",
+    "nothing_learned": "Nothing was learned",
+    "label_imbalance": "One label swallows the others",
+    "untrained_end_token": "Answers do not end",
+    "format_drift": "Answers leave their format",
+    "mode_collapse": "One answer to everything",
+    "underfitting": "Too little was learned",
+    "overfitting": "Training rows were learned by heart",
+    "forgetting": "General ability was forgotten",
+    "alignment_tax": "Instructions are followed worse",
 }
-Tone = Literal["good", "bad", "warn", "neutral"]
 VERDICTS: dict[str, tuple[str, Tone]] = {
     "ship": ("Ship", "good"),
     "do_not_ship": ("Do not ship", "bad"),
@@ -72,8 +85,13 @@ class Tile:
 
 
 def render_run(run: RunDirectory) -> Path:
-    """Write RUN/report.html and return its path. Raises InputError when the folder holds no run."""
+    """Write RUN/diagnosis.json and RUN/report.html; return the page's path.
+
+    Raises InputError when the folder holds no run.
+    """
     records = read_records(run)
+    diagnosis = diagnose(records)
+    write_json(run.diagnosis, diagnosis)
     task = records.task
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -87,6 +105,8 @@ def render_run(run: RunDirectory) -> Path:
         css=Markup((TEMPLATES / "run.css").read_text(encoding="utf-8")),
         records=records,
         headline=headline(records),
+        findings=diagnosis["findings"],
+        finding_names=FINDINGS,
         progress_tiles=progress_tiles(records),
         task=task,
         comparison_plots=comparison_plots(records),
@@ -94,11 +114,13 @@ def render_run(run: RunDirectory) -> Path:
         examples=choose_examples(records.predictions, task=task["name"], higher_is_better=task["higher_is_better"])
         if task
         else (),
-        probes=probes(records),
+        answers=answers_view(records),
+        validity_plot=validity_plot(records),
+        forgotten=forgetting_view(records),
+        data=audit_view(records),
         events=records.of_kind("event"),
         given=failure_details(records),
         job_yaml=yaml.safe_dump(records.job["job"], sort_keys=False, allow_unicode=True, width=100),
-        check_names=CHECKS,
     )
     write_text(run.report, page)
     return run.report
@@ -141,7 +163,7 @@ def progress_tiles(records: Records) -> list[Tile]:
         if logged:
             number = logged[-1][key]
             shown = wording.plain(number) if what else wording.value(number, records.metric)
-            name = what or f"{wording.words(records.metric)} on validation rows"
+            name = what or f"{wording.metric(records.metric)} on validation rows"
             tiles.append(Tile(what=name, number=shown, note=f"at step {logged[-1]['step']}"))
     return tiles
 
@@ -151,19 +173,3 @@ def failure_details(records: Records) -> str:
     failure = (records.result or {}).get("failure") or {}
     given = failure.get("given")
     return "" if given is None else json.dumps(given, ensure_ascii=False)
-
-
-def probes(records: Records) -> list[dict[str, Any]]:
-    """Return the general probes, each with the loss it may show and whether it stays within it."""
-    if records.evaluation is None:
-        return []
-    limits = records.job["job"]["evaluate"]
-    rows = []
-    for task in records.evaluation["tasks"]:
-        bits, base, tuned = task["bits_per_byte_change"], task["base"]["value"], task["tuned"]["value"]
-        limit = limits["max_forgetting"] if bits is None else limits["max_bits_per_byte_increase"]
-        lost = bits if bits is not None else None if base is None or tuned is None else base - tuned
-        allowed = f"{wording.MINUS}{100 * limit:g} points" if bits is None else f"+{limit:g} bits per byte"
-        if task["role"] == "general":
-            rows.append({**task, "allowed": allowed, "kept": None if lost is None else lost <= limit})
-    return rows

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from ftray.evaluate.config import LOWER_IS_BETTER
 
@@ -11,6 +12,20 @@ MISSING = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 LONGEST = 700
 """Characters of a prompt or an answer that are shown."""
+Tone = Literal["good", "bad", "warn", "neutral"]
+"""How a verdict, a check or an outcome is coloured."""
+METRICS = {
+    "nll": "negative log-likelihood",
+    "json_valid": "valid JSON",
+    "json_fields": "JSON fields",
+    "rouge_l": "ROUGE-L",
+    "bleu": "BLEU",
+    "token_f1": "token F1",
+    "macro_f1": "macro F1",
+    "instructions": "all instructions followed",
+    "format_valid": "in the declared format",
+}
+"""Metrics whose name is not what a reader would call them."""
 
 
 def is_share(metric: str) -> bool:
@@ -88,13 +103,35 @@ def moment(text: str | None) -> str:
     return MISSING if text is None else text[:19].replace("T", " ") + " UTC"
 
 
-def excerpt(text: str) -> str:
+def excerpt(text: str, longest: int = LONGEST) -> str:
     """Return the beginning of a long text, and how much is left out."""
-    if len(text) <= LONGEST:
+    if len(text) <= longest:
         return text
-    return f"{text[:LONGEST]} … ({len(text) - LONGEST:,} more characters)"
+    return f"{text[:longest]} … ({len(text) - longest:,} more characters)"
 
 
 def words(name: str) -> str:
     """Write an identifier as words: still wrong, overlap exact."""
-    return name.replace("_", " ")
+    return name.replace("lm_eval:", "lm-eval ").replace("_", " ")
+
+
+def metric(name: str) -> str:
+    """Write a metric's name: exact match, macro F1."""
+    return METRICS.get(name, words(name))
+
+
+def title(text: str) -> str:
+    """Write a text as the beginning of a line: its first letter large, the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
+def task_name(task: Mapping[str, Any]) -> str:
+    """Write which task of evaluation.json this is: the metric alone for the task itself, for others also their name."""
+    if task["role"] in ("task", "format"):
+        return f"{'answers ' if task['role'] == 'format' else ''}{metric(task['metric'])}"
+    return f"{task['name']}: {metric(task['metric'])}"
+
+
+def command(sets: Sequence[str]) -> list[str]:
+    """Write changes to a job file as the command that tries them, quoted for a shell, in parts that stay together."""
+    return ["ftray train JOB", *(f"--set {shlex.quote(change)}" for change in sets)]

@@ -9,12 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import Tensor
 
-from ftray.data.collate import Layout, collate
+from ftray.data.collate import Batch, Layout, collate
+from ftray.data.conversations import REPLAY
 from ftray.evaluate.config import Metric
 from ftray.evaluate.loss import mean_loss
 from ftray.evaluate.metrics import aggregate
@@ -29,7 +31,8 @@ from ftray.train.batches import share_out
 from ftray.train.checkpoint import CheckpointWriter, is_adapter
 from ftray.train.engine import Engine
 from ftray.train.health import require_finite_loss, require_finite_norm
-from ftray.train.state import Training
+from ftray.train.loss_spike import row_losses, worst_rows
+from ftray.train.state import StepInputs, Training
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -93,6 +96,16 @@ class Clock:
         return (self.tokens - tokens) / max(1e-9, self.train - seconds)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Computed:
+    """What one optimizer step gave; losses in nats per label."""
+
+    inputs: StepInputs
+    loss: float
+    task_loss: float | None  # without replay rows; None where the step has no others
+    grad_norm: float
+
+
 def train(
     training: Training, engine: Engine, validation: Validation, checkpoints: CheckpointWriter, report: Report
 ) -> Clock:
@@ -110,27 +123,38 @@ def train(
 
         torch.manual_seed(inputs.seed * SEEDS_PER_STEP + group.rank)
         losses = engine.accumulate(batches, normaliser=inputs.num_labels)
-        (loss_sum,) = group.total([float(sum(part.double().sum().item() for part in losses))])
+        mine = float(sum(part.double().sum().item() for part in losses))
+        of_task = sum(map(task_losses, batches, losses)) if training.rehearses else mine
+        loss_sum, task_sum = group.total([mine, of_task])
         loss = loss_sum / inputs.num_labels
+        task_loss = task_sum / inputs.num_task_labels if inputs.num_task_labels else None
         require_finite_loss(loss, step=inputs.step, batches=batches, losses=losses, group=group)
 
         grad_norm = engine.step(inputs.learning_rate)
         require_finite_norm(grad_norm, step=inputs.step, precision=plan.precision)
-        training.advance(inputs, loss=loss, grad_norm=grad_norm)
+        spike = training.advance(inputs, loss=loss, grad_norm=grad_norm, task_loss=task_loss)
         clock.tokens += inputs.num_tokens
 
-        if progress.step % plan.log_every == 0 or training.finished or progress.step == 1:
+        computed = Computed(inputs=inputs, loss=loss, task_loss=task_loss, grad_norm=grad_norm)
+        is_listed = training.has_line
+        if is_listed:
             clock.train += clock.lap()
+            report(step_line(training, computed, clock))
+
+        if spike is not None:
+            rows = [row for part in group.gather(row_losses(batches, losses)) for row in part]
+            # Replay rows are no part of the loss that jumped.
+            worst = worst_rows([row for row in rows if row.dataset != REPLAY])
             report(
                 {
                     "step": progress.step,
                     "epoch": training.epoch,
-                    "kind": "step",
-                    "train/loss": loss,
-                    "train/learning_rate": inputs.learning_rate,
-                    "train/grad_norm": grad_norm,
-                    "train/tokens": progress.tokens,
-                    "train/tokens_per_second": clock.tokens_per_second(),
+                    "kind": "event",
+                    "event": "loss_spike",
+                    "message": spike.sentence,
+                    "train/loss": spike.loss,
+                    "train/loss_average": spike.average,
+                    "rows": [asdict(row) for row in worst],
                 }
             )
 
@@ -147,10 +171,13 @@ def train(
                     "kind": "evaluation",
                     "val/loss": scored.loss,
                     "val/accuracy": scored.value,
+                    "train/loss_average": progress.train_loss,
                     **({} if scored.base_value is None else {"val/base_accuracy": scored.base_value}),
                 }
             )
             if decision.stop:
+                if not is_listed:
+                    report(step_line(training, computed, clock))
                 report({"step": progress.step, "epoch": training.epoch, "kind": "event", "event": decision.reason})
 
         if plan.checkpoints_at(progress.step) or training.finished:
@@ -162,6 +189,38 @@ def train(
             clock.checkpoint += clock.lap()
     clock.train += clock.lap()
     return clock
+
+
+def task_losses(batch: Batch, losses: Tensor) -> float:
+    """Return the sum of a batch's label losses [M] in nats, without those of replay rows."""
+    is_task = torch.tensor([dataset != REPLAY for dataset, _ in batch.rows])
+    return float(losses.double()[is_task[batch.example_index].to(losses.device)].sum().item())
+
+
+def step_line(training: Training, computed: Computed, clock: Clock) -> dict[str, Any]:
+    """Return the line of metrics.jsonl about the step just done, with the losses of all steps since the line before."""
+    progress, task_loss = training.progress, computed.task_loss
+    return {
+        "step": progress.step,
+        "epoch": training.epoch,
+        "kind": "step",
+        "train/loss": computed.loss,
+        **({"train/task_loss": task_loss} if training.rehearses and task_loss is not None else {}),
+        "train/learning_rate": computed.inputs.learning_rate,
+        "train/grad_norm": computed.grad_norm,
+        "train/tokens": progress.tokens,
+        "train/tokens_per_second": clock.tokens_per_second(),
+        "train/losses": progress.recent_losses[training.since_last_line()],
+        "train/grad_norms": progress.recent_norms[training.since_last_line()],
+        **_without_replay(training),
+    }
+
+
+def _without_replay(training: Training) -> dict[str, Any]:
+    """Return the losses of the task's rows alone, where there are others."""
+    if not training.rehearses:
+        return {}
+    return {"train/task_losses": training.progress.recent_task_losses[training.since_last_line()]}
 
 
 def score(engine: Engine, validation: Validation, *, with_base: bool = False) -> Score:

@@ -32,6 +32,9 @@ class DataCounts:
     longest: int
     validation_rows: int
     test_rows: int
+    task_rows: int | None = None
+    task_labels: int | None = None
+    """Training rows and learned tokens without replay; None where nobody asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -117,3 +117,62 @@ def test_report_says_where_it_is(trained: Any, ftray: Command) -> None:
     answer = ftray("report", "boxes", "--storage", trained.storage, "--json")
     assert answer.exit_code == 0, answer.stderr
     assert Path(answer.document["report"]).read_text().lstrip().lower().startswith("<!doctype html")
+    assert json.loads(Path(answer.document["diagnosis"]).read_text())["schema"] == "ftray/diagnosis/1"
+
+
+def with_format(job_folder: Path, format: str) -> str:
+    """Write a job whose answers have a format, with a probe of instructions whose rows have no answers."""
+    rules = [{"ask": f"Name {n}.", "instructions": [{"kind": "characters", "max": n}]} for n in range(1, 5)]
+    (job_folder / "rules.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rules))
+    probe = '[{name: rules, path: rules.jsonl, prompt: "{ask}", completion: "", metric: instructions}, '
+    job = (job_folder / "job.yaml").read_text().replace("general: [", f"format: {format}\n  general: {probe}")
+    (job_folder / "formed.yaml").write_text(job)
+    return str(job_folder / "formed.yaml")
+
+
+def test_format_and_instructions_are_part_of_the_evaluation(job_folder: Path, ftray: Command) -> None:
+    result = ftray("train", with_format(job_folder, "{pattern: '[a-z]{3,5}'}"), "--json")
+    assert result.exit_code == 0, result.stderr
+    run = Path(result.document["path"])
+    record = json.loads((run / "evaluation.json").read_text())
+    roles = {task["name"]: task["role"] for task in record["tasks"]}
+    assert roles == {"task": "task", "format": "format", "rules": "instruction", "cats": "general"}
+    assert (record["tasks"][1]["n"], record["tasks"][2]["n"]) == (16, 4)
+    assert record["format"]["declared"] is True
+    assert 1 <= len(record["prefix_validity"]) <= 4
+    assert set(record["forgetting"]["parts"]) == {"right_or_wrong", "likelihood"}
+    assert record["forgetting"]["n"] == 4 + 8
+    lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert [line["tuned"] for line in lines[:16]] == [line["tuned"] for line in lines[16:32]]
+    assert {line["task"] for line in lines} == set(roles)
+    assert {line["expected"] for line in lines if line["task"] == "rules"} == {
+        f"at most {n} characters" for n in range(1, 5)
+    }
+    assert any("keep the format to their end" in reason for reason in record["verdict"]["reasons"])
+    said = ftray("evaluate", str(run)).stdout
+    assert "of 4 general items forgotten (" in said
+    assert "of 8 general texts cost over a tenth more bits (" in said
+    again = ftray("evaluate", str(run), "--json")
+    assert again.exit_code == 0, again.stderr
+    assert again.document == record
+    texts = ftray("evaluate", str(run), "--data", str(job_folder / "test.jsonl"), "--metric", "choice", "--json")
+    assert texts.exit_code == 0, texts.stderr
+    assert [task["name"] for task in texts.document["tasks"]] == ["task"]
+
+
+@pytest.mark.parametrize(
+    ("format", "kind", "path"),
+    [
+        ("{pattern: '[a-z'}", "bad_pattern", "evaluate.format.pattern"),
+        ("{pattern: '[a-z]+', json: true}", "bad_format", "evaluate.format"),
+        ("json", "metric_mismatch", "evaluate.format"),
+        ("{labels: []}", "bad_format", "evaluate.format.labels"),
+        ("{xml: true}", "unknown_key", "evaluate.format.xml"),
+    ],
+)
+def test_a_format_that_cannot_be_is_refused(
+    job_folder: Path, ftray: Command, format: str, kind: str, path: str
+) -> None:
+    answer = ftray("check", with_format(job_folder, format), "--json")
+    assert answer.exit_code == 2
+    assert (answer.document["kind"], answer.document["path"]) == (kind, path)

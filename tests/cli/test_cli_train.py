@@ -117,6 +117,12 @@ def test_a_failed_run_exits_1_with_its_result(job_folder: Path, ftray: Command) 
     assert answer.exit_code == 1, answer.stderr
     assert answer.document["status"] == "failed"
     assert answer.document["failure"]["kind"] == "nonfinite"
+    diagnosis = json.loads((Path(answer.document["path"]) / "diagnosis.json").read_text())
+    assert [finding["kind"] for finding in diagnosis["findings"]] == ["lr_too_high"]
+    # Submitted again it fails again, and says in the terminal what to change.
+    assert (
+        "--set train.learning_rate=0.0003" in ftray("train", "job.yaml", "--set", "train.learning_rate=1.0e+38").stdout
+    )
     assert "failed" in ftray("runs").stdout
 
 

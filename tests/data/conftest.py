@@ -9,10 +9,6 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ftray.data.conversations import Example, Message
-
-MakeExample = Callable[..., Example]
-
 
 @pytest.fixture(scope="session")
 def make_tokenizer() -> Callable[..., Any]:
@@ -29,19 +25,5 @@ def make_tokenizer() -> Callable[..., Any]:
             eos_token=control[1],
             additional_special_tokens=list(control[2:]),
         )
-
-    return make
-
-
-@pytest.fixture
-def make_example() -> MakeExample:
-    """Return a maker of examples: alternating user and assistant turns."""
-
-    def make(*turns: str, row: int = 0, system: str | None = None, dataset: str = "train", **columns: Any) -> Example:
-        messages = [Message(role="system", content=system)] if system is not None else []
-        for index, turn in enumerate(turns):
-            messages.append(Message(role="assistant" if index % 2 else "user", content=turn))
-        fields = {"prompt": turns[-2]} if len(turns) > 1 else {}
-        return Example(messages=tuple(messages), dataset=dataset, row=row, fields=fields, columns=columns)
 
     return make

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import random
+
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ftray.data.config import SplitConfig
@@ -30,6 +32,48 @@ def test_equal_questions_stay_together(make_example):
     assert not {e.normalised_prompt for e in split.train} & {e.normalised_prompt for e in split.validation}
 
 
+def reworded(seed: int, variant: int) -> str:
+    words = random.Random(seed).choices([f"w{i}" for i in range(500)], k=30)
+    words[variant % 30] = f"other{variant}"
+    return " ".join(words)
+
+
+def test_nearly_equal_questions_stay_together(make_example):
+    examples = [make_example(reworded(i // 4, i % 4), str(i), row=i) for i in range(200)]
+    split = split_validation(examples, share=0.3, config=SplitConfig(), seed=0)
+    assert not {e.row // 4 for e in split.train} & {e.row // 4 for e in split.validation}
+    assert 20 <= len(split.validation) <= 100
+    assert not split.left_out
+
+
+def test_a_row_like_rows_of_both_sides_is_left_out(make_example):
+    def text(start: int) -> str:
+        return " ".join(f"w{i}" for i in range(start, start + 40))
+
+    for seed in range(20):
+        # 0 and 12 are too far apart to be alike, 6 is like both.
+        rows = [make_example(text(start), "a", row=row) for row, start in enumerate((0, 12, 6))]
+        rest = [make_example(f"something else number {i}", "b", row=3 + i) for i in range(40)]
+        split = split_validation([*rows, *rest], share=0.5, config=SplitConfig(), seed=seed)
+        sides = [{e.row for e in side} for side in (split.train, split.validation)]
+        together = any({0, 1} <= side for side in sides)
+        assert any(2 in side for side in sides) == together
+        assert [e.row for e in split.left_out] == ([] if together else [2])
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), min_size=3, max_size=40), st.integers(2, 39))
+def test_appended_near_repetitions_move_nobody(make_example, rows, cut):
+    settled = [make_example(f"row {i} of many that differ {i * 7919}", "a", row=i) for i in range(50)]
+    grown = [make_example(reworded(a, b), "a", row=50 + i) for i, (a, b) in enumerate(rows)]
+    sides = []
+    for examples in (settled + grown[:cut], settled + grown):
+        split = split_validation(examples, share=0.4, config=SplitConfig(), seed=1)
+        known = 50 + min(cut, len(grown))
+        sides.append([[e.row for e in side if e.row < known] for side in (split.train, split.left_out)])
+    assert sides[0] == sides[1]
+
+
 def test_repeated_rows_validate_once(make_example):
     examples = [example for i in range(50) for example in [make_example(f"q{i}", "a", row=i)] * 2]
     split = split_validation(examples, share=0.3, config=SplitConfig(), seed=0)
@@ -47,6 +91,20 @@ def test_the_latest_rows_validate(make_example):
     examples = [make_example(f"q{i}", "a", row=i, day=(i * 7) % 100) for i in range(100)]
     split = split_validation(examples, share=0.1, config=SplitConfig(by="time", column="day"), seed=0)
     assert sorted(e.columns["day"] for e in split.validation) == list(range(90, 100))
+
+
+def test_numbers_that_a_csv_file_holds_as_text_are_times(make_example):
+    examples = [make_example(f"q{i}", "a", row=i, day=str(i)) for i in range(120)]
+    split = split_validation(examples, share=0.1, config=SplitConfig(by="time", column="day"), seed=0)
+    assert sorted(e.row for e in split.validation) == list(range(108, 120))
+
+
+@pytest.mark.parametrize(("by", "value"), [("group", ""), ("group", None), ("time", [3]), ("time", float("nan"))])
+def test_a_row_without_a_group_or_time_is_named(make_example, by, value):
+    examples = [make_example(f"q{i}", "a", row=i, day=value if i == 3 else i) for i in range(10)]
+    with pytest.raises(InputError, match="row 3") as caught:
+        split_validation(examples, share=0.5, config=SplitConfig(by=by, column="day"), seed=0)
+    assert caught.value.kind == "bad_row"
 
 
 def test_rows_of_the_same_time_stay_together(make_example):
@@ -73,7 +131,7 @@ def test_a_missing_column_is_refused(make_example, column):
 
 
 def test_times_of_different_types_are_refused(make_example):
-    examples = [make_example("q", "a", row=i, day=day) for i, day in enumerate([1, "2"])]
+    examples = [make_example("q", "a", row=i, day=day) for i, day in enumerate([1, "the second of May"])]
     with pytest.raises(InputError, match="mixes int and str"):
         split_validation(examples, share=0.5, config=SplitConfig(by="time", column="day"), seed=0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -60,6 +61,33 @@ def test_other_metrics_are_compared_by_randomisation(
     assert (better.paired is not None) == (metric == "macro_f1")
 
 
+def test_degraded_rows_are_counted_as_they_are_graded(
+    tokenization: Tokenization, answers: Any, likelihoods: Any, task_of: Any
+) -> None:
+    task = task_of(tokenization, ["a", "b", "c"], Metric())
+    expected = ["a", "b", "c"]
+    change = compare(task, answers(expected, ["a", "b", "x"], Metric()), answers(expected, ["x", "b", "c"], Metric()))
+    assert (change.grading, change.degraded, change.to_record()["degraded"]) == ("right_or_wrong", 1, 1)
+    texts = task_of(tokenization, ["text"] * 3, Metric(metric="nll"), role="general", name="probe")
+    change = compare(texts, likelihoods([10.0, 10.0, 10.0]), likelihoods([10.9, 11.1, 5.0]))
+    assert (change.grading, change.degraded) == ("likelihood", 1)
+    scored = Metric(metric="token_f1")
+    task = task_of(tokenization, ["one two three"] * 3, scored)
+    before, after = ["one two three"] * 3, ["one two three", "one two", "four"]
+    change = compare(
+        task, answers(["one two three"] * 3, before, scored), answers(["one two three"] * 3, after, scored)
+    )
+    assert (change.grading, change.degraded) == ("score", 2)
+
+
+def test_shares_of_ended_answers(tokenization: Tokenization, answers: Any, task_of: Any) -> None:
+    task = task_of(tokenization, ["a", "b"], Metric())
+    base = [replace(row, ended=False) for row in answers(["a", "b"], ["a", "b"], Metric())]
+    tuned = [replace(row, ended=row.row == 0) for row in base]
+    assert compare(task, base, tuned).to_record()["ended"] == {"base": 0.0, "tuned": 0.5}
+    assert compare(task, answers(["a", "b"], ["a", "b"], Metric()), tuned).ended is None
+
+
 def test_collapse_measures_how_varied_answers_are() -> None:
     varied = collapse(["a", "b", "c", "d "])
     assert (varied.distinct_share, varied.top_share, varied.entropy_bits) == (1.0, 0.25, 2.0)
@@ -75,6 +103,7 @@ def test_predictions_lines_hold_both_answers(tokenization: Tokenization, answers
     assert lines[0] == {
         "task": "task", "row": 0, "prompt": "question 0", "expected": "a", "base": "x", "tuned": "a",
         "base_correct": False, "tuned_correct": True, "base_score": 0.0, "tuned_score": 1.0,
+        "base_ended": None, "tuned_ended": None,
     }  # fmt: skip
     assert [line["tuned_correct"] for line in lines] == [True, True]
 

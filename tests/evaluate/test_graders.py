@@ -14,7 +14,7 @@ from ftray.errors import InputError
 from ftray.evaluate.config import LIKELIHOOD_METRICS, METRICS, Metric
 from ftray.evaluate.graders import check_metric, grade, json_leaves, load_function, normalise
 
-GENERATED = [name for name in METRICS if name not in LIKELIHOOD_METRICS]
+GENERATED = [name for name in METRICS if name not in LIKELIHOOD_METRICS and name != "instructions"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from ftray.report.plots import BASE, TUNED, Curve, Interval, Pair, Point, draw_c
 
 
 def curve(*values: float, colour: str = TUNED) -> Curve:
-    return Curve(points=tuple(Point(step=10 * index, value=value) for index, value in enumerate(values)), colour=colour)
+    return Curve(points=tuple(Point(at=10 * index, value=value) for index, value in enumerate(values)), colour=colour)
 
 
 def interval(value: float, low: float | None = None, high: float | None = None) -> Interval:
@@ -52,3 +52,9 @@ def test_wide_ranges_are_logarithmic_unless_something_is_not_positive() -> None:
     assert not is_wide([curve(10.0, 1.0)])
     assert not is_wide([curve(10.0, 0.0)])
     assert not is_wide([curve()])
+
+
+def test_shares_are_never_logarithmic() -> None:
+    assert is_wide([curve(0.01, 0.9)])
+    svg = draw_curves("a", [curve(0.01, 0.9)], share=True)
+    assert all(f"{percent}%" in svg for percent in (0, 100))

@@ -6,13 +6,14 @@ import html
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+import run_records
+from run_records import job as resolved_job
 
 from ftray.artifacts import RunDirectory, append_line, write_json
 from ftray.errors import FAILURE_KINDS, InputError
@@ -21,11 +22,6 @@ from ftray.report.render import render_run
 RUN_ID = "ab12" * 16
 DIGEST = "cd34" * 16
 HOSTILE = "<script src='https://evil.example/x.js'></script>&\"'</pre>{{ 7 * 7 }}"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-QUIET = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
-)  # fmt: skip
 
 Records = dict[str, Any]
 
@@ -76,17 +72,7 @@ def job() -> Records:
         "schema": "ftray/job/1",
         "run_id": RUN_ID,
         "smoke": False,
-        "job": {
-            "name": "router",
-            "model": "some-base",
-            "method": {"kind": "lora", "rank": 16, "alpha": 32.0},
-            "train": {"learning_rate": 0.0004321},
-            "evaluate": {
-                "task": {"metric": "exact_match"},
-                "max_forgetting": 0.05,
-                "max_bits_per_byte_increase": 0.1,
-            },
-        },
+        "job": resolved_job("train.learning_rate=0.0004321"),
         "model_digest": DIGEST,
         "data_digests": {"train": DIGEST, "test": DIGEST},
         "ftray_version": "9.9.9",
@@ -154,8 +140,8 @@ def evaluation() -> Records:
             compared("sums", "general", "token_f1", 0.5, 0.5),
         ],
         "forgetting": {
-            **{"score": 0.6, "low": 0.5, "high": 0.7, "unit": "bits_per_byte", "n": 40, "degraded": 1},
-            **{"limit": 0.1, "passed": False},
+            **{"score": 0.6, "low": 0.5, "high": 0.7, "unit": "share", "n": 80, "degraded": 48},
+            **{"limit": 0.05, "passed": False},
         },
         "collapse": {"distinct_share": 0.2, "top_share": 0.3, "entropy_bits": 2.5},
         "verdict": {"decision": "do_not_ship", "reasons": ["It is better.", "It forgot how to tell stories."]},
@@ -275,6 +261,7 @@ def test_a_finished_run_shows_every_part(render: Render) -> None:
         "7.5%", "77.5%", "72.5% to 82.5%", "+70.0 points", "p < 0.001",
         "30 fixed", "2 broken", "7 right by neither",
         "stories bits per byte 40 0.7", "+0.600", "+0.1 bits per byte lost", "\N{MINUS SIGN}5 points kept",
+        "48 of 80 items got worse: a score of 60.0%", "1 check passed",
         "10 held-out rows", "selected checkpoint, step 30", "Exact match per checkpoint", "Gradient norm",
         "Selected. The highest value, 0.8.", "Its value 0.7 is worse than 0.8.",
         "Remove them.", "train row 17 and train row 3", "Accepted: two annotators",
@@ -283,6 +270,34 @@ def test_a_finished_run_shows_every_part(render: Render) -> None:
     ):  # fmt: skip
         assert part in text, part
     assert page.count("<svg") == 6  # scores, bits per byte, loss, accuracy, learning rate, gradient norm
+
+
+def spiked() -> Records:
+    """Return a finished run whose loss has a spike."""
+    records = finished()
+    time = {"time": "2026-01-02T03:04:33.000Z", "attempt": 1, "epoch": 1.0}
+    return {**records, "metrics": [*records["metrics"], {**time, **run_records.spike(33, 17)}]}
+
+
+def test_findings_stand_after_the_verdict_with_what_to_change(render: Render, tmp_path: Path) -> None:
+    page = render(spiked())
+    assert page.index('class="verdict') < page.index('id="findings"') < page.index('id="comparison"')
+    text = Page(page).text
+    for part in (
+        "The loss has spikes", "train row 17", "General ability was forgotten", "stories 0.7 to 1.3 bits per byte",
+        "ftray train JOB --set train.max_grad_norm=0.3", "the loss jumped",
+    ):  # fmt: skip
+        assert part in text, part
+    written = json.loads((tmp_path / "run/diagnosis.json").read_text(encoding="utf-8"))
+    assert written["schema"] == "ftray/diagnosis/1"
+    assert [finding["kind"] for finding in written["findings"]] == ["loss_spike", "forgetting"]
+
+
+def test_a_run_without_findings_has_no_such_section(render: Render, tmp_path: Path) -> None:
+    records = finished()
+    records["evaluation"] |= {"tasks": records["evaluation"]["tasks"][:1], "forgetting": None}
+    assert 'id="findings"' not in render(records)
+    assert json.loads((tmp_path / "run/diagnosis.json").read_text(encoding="utf-8"))["findings"] == []
 
 
 def test_the_example_rows_mix_what_was_fixed_missed_and_broken(render: Render) -> None:
@@ -314,6 +329,20 @@ def test_ids_are_unique_and_links_lead_somewhere(render: Render) -> None:
     assert {value[1:] for _, name, value in attributes if name.endswith("href") and value != "data:,"} <= set(ids)
 
 
+def test_a_real_run_has_every_part(real_run: RunDirectory) -> None:
+    page = real_run.report.read_text(encoding="utf-8")
+    text = Page(page).text
+    for part in (
+        "talk: all instructions followed", "answers in the declared format", "The job declares what an answer is",
+        "Texts that cost over 10% more bits per byte", "12 of 12", "talk the worst 6 of 12 items that got worse",
+        "not followed: lacks 'red'", "Where they leave it", "train row 31", "checks passed", "distinct pairs",
+    ):  # fmt: skip
+        assert part.casefold() in text.casefold(), part
+    answers = page.split('id="answers"')[1].split("</section>")[0]
+    assert ("<figure>" in answers) != ("Every tuned answer keeps to it" in answers)
+    assert page.index("<h2>Data") < page.index("format_drift") < page.index("checks passed") < page.index("truncation")
+
+
 def test_whatever_a_user_wrote_is_escaped(render: Render) -> None:
     records = json.loads(json.dumps(finished()).replace("answer 38", json.dumps(HOSTILE)[1:-1]))
     records["job"]["job"]["name"] = HOSTILE
@@ -324,6 +353,19 @@ def test_whatever_a_user_wrote_is_escaped(render: Render) -> None:
     records["evaluation"]["tasks"][1]["name"] = HOSTILE
     for line in records["predictions"]:
         line["prompt"] = line["base"] = line["tuned"] = HOSTILE
+    lost = {"base_correct": None, "tuned_correct": None, "base_score": 0.5, "tuned_score": 1.5, "expected": HOSTILE}
+    records["predictions"].append({**records["predictions"][0], "task": HOSTILE, **lost})
+    records["evaluation"] |= {"format": {"kind": "pattern", "declared": True, "description": HOSTILE}}
+    records["audit"]["checks"] += [
+        run_records.check("label_balance", "pass", count=0, facts={"labels": {HOSTILE: 3}, "entropy": 1.0}),
+        run_records.check("personal_data", "warn", count=1, facts={"kinds": {HOSTILE: 1}}),
+        run_records.check(
+            "label_noise",
+            "warn",
+            count=1,
+            facts={"worst": [{"row": 1, "given": HOSTILE, "suggested": HOSTILE, "probability": 0.9}]},
+        ),
+    ]
     records["metrics"][0]["event"] = HOSTILE
     page = render(records)
     assert "<script" not in page
@@ -378,10 +420,11 @@ def test_a_run_without_test_data_probes_or_intervals(render: Render) -> None:
     for line in records["predictions"]:
         line |= {"base_correct": None, "tuned_correct": None, "base_score": 2.0, "tuned_score": 1.5, "base": ""}
     text = Page(render(records)).text
-    for part in ("Inconclusive", "There was no test data", "not measured", "nll: lower is better", "no interval"):
+    lower = "Negative log-likelihood: lower is better"
+    for part in ("Inconclusive", "There was no test data", "not measured", lower, "no interval"):
         assert part in text, part
     assert "better row" in text
-    assert "nll 1.5" in text
+    assert "negative log-likelihood 1.5" in text
     assert "What was forgotten" not in text
 
 
@@ -405,22 +448,15 @@ def test_curves_take_the_selections_values_when_the_metric_has_changed_since(ren
     assert drawn.count("<use") < usual.count("<use")
 
 
-def test_a_browser_shows_it_in_light_and_dark(render: Render, tmp_path: Path) -> None:
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip(f"no browser here: none of {', '.join(BROWSERS)} is installed")
-    from PIL import Image
-
-    render(finished())
-    corners = []
-    for scheme in ("1", "0"):
-        shot = tmp_path / f"{scheme}.png"
-        flags = [f"--user-data-dir={tmp_path / 'profile'}", f"--blink-settings=preferredColorScheme={scheme}"]
-        page = (tmp_path / "run" / "report.html").as_uri()
-        command = [browser, *QUIET, *flags, f"--screenshot={shot}", "--window-size=1200,2000", page]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        assert "CONSOLE" not in done.stderr  # nothing was refused by the page's own policy, nothing failed to load
-        with Image.open(shot) as image:
-            assert len(image.convert("RGB").getcolors(maxcolors=1 << 22) or []) > 50
-            corners.append(image.convert("L").getpixel((5, 5)))
-    assert corners[0] > 200 > 60 > corners[1]
+def test_instruction_probes_stand_with_the_general_ones(render: Render) -> None:
+    records = finished()
+    form = compared("format", "format", "format_valid", 0.1, 0.9)
+    rules = compared("rules", "instruction", "instructions", 0.6, 0.5)
+    rules |= {"paired": {"both": 18, "only_base": 6, "only_tuned": 2, "neither": 14}}
+    records["evaluation"]["tasks"] += [form, rules]
+    text = Page(render(records)).text
+    assert "48 of 80, beyond a limit" in text
+    assert "rules all instructions followed 40 60.0%" in text
+    assert "6 forgotten 5% forgotten, all such probes together lost" in text
+    assert "Answers in the declared format to their end" in text.split("What was forgotten")[0]
+    assert "format" not in text.split("What was forgotten")[1].split("held-out rows, before")[0]

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
 from ftray.report import wording
 
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
+
+
+def test_a_command_can_be_copied_into_a_shell() -> None:
+    sets = ["data.replay={sample_base: 300, fraction: 0.25}", "train.epochs=1.5"]
+    line = " ".join(wording.command(sets))
+    assert shlex.split(line) == ["ftray", "train", "JOB", "--set", sets[0], "--set", sets[1]]
 
 
 @pytest.mark.parametrize(
@@ -29,7 +37,22 @@ DASH = "\N{EN DASH}"
         (wording.size(3 * 2**30), "3.0 GiB"),
         (wording.count(12345), "12,345"),
         (wording.moment("2026-01-02T03:04:05.678Z"), "2026-01-02 03:04:05 UTC"),
+        (wording.words("lm_eval:acc_norm"), "lm-eval acc norm"),
         (wording.excerpt("x" * 10), "x" * 10),
+        (wording.excerpt("x" * 10, 4), "xxxx … (6 more characters)"),
+        (wording.metric("macro_f1"), "macro F1"),
+        (wording.metric("exact_match"), "exact match"),
+        (wording.title("ROUGE-L"), "ROUGE-L"),
+        (wording.title("exact match"), "Exact match"),
+        (wording.task_name({"role": "task", "metric": "rouge_l", "name": "task"}), "ROUGE-L"),
+        (
+            wording.task_name({"role": "format", "metric": "format_valid", "name": "format"}),
+            "answers in the declared format",
+        ),
+        (
+            wording.task_name({"role": "instruction", "metric": "instructions", "name": "talk"}),
+            "talk: all instructions followed",
+        ),
         (wording.excerpt("x" * 1700), "x" * 700 + " … (1,000 more characters)"),
     ],
 )

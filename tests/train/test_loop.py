@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -14,15 +15,16 @@ import pytest
 import torch
 
 from ftray.artifacts import RunDirectory
-from ftray.data.prepare import Datasets
+from ftray.data.collate import collate
 from ftray.errors import RunError
 from ftray.finetune import check
 from ftray.job import LoadedJob, run_directory, run_id_of
 from ftray.model.base import load_tokenizer
 from ftray.model.forward import layout_for
+from ftray.prepare import Datasets
 from ftray.train.checkpoint import CheckpointWriter, find_checkpoints
 from ftray.train.engine import Engine
-from ftray.train.loop import Clock, Validation, best_step, score, train
+from ftray.train.loop import Clock, Validation, best_step, score, task_losses, train
 from ftray.train.plan import Plan
 from ftray.train.state import Training
 from ftray.work import build_engine, build_model, build_tasks, describe, resume
@@ -155,6 +157,40 @@ def test_lines_are_logged_as_often_as_asked(prepare: Callable[..., Prepared], tm
     assert [line["step"] for line in trial.of_kind("step")] == [1, 3, 6, 8]
 
 
+def test_the_lines_list_the_losses_of_all_steps(prepare: Callable[..., Prepared], tmp_path: Path) -> None:
+    trial = prepare(train={"max_steps": 8, "log_every": 3, "evaluate_every": 8, "checkpoint_every": 8}).trial(tmp_path)
+    trial.train()
+    lines = trial.of_kind("step")
+    assert [len(line["train/losses"]) for line in lines] == [1, 2, 3, 2]
+    assert [len(line["train/grad_norms"]) for line in lines] == [1, 2, 3, 2]
+    for line in lines:
+        assert line["train/losses"][-1] == pytest.approx(line["train/loss"], rel=1e-5)
+    assert trial.of_kind("evaluation")[0]["train/loss_average"] == trial.training.progress.train_loss
+
+
+def test_a_spike_of_the_loss_names_the_row_that_made_it(
+    prepare: Callable[..., Prepared], world: Any, tmp_path: Path
+) -> None:
+    broken = world.folder / "broken.jsonl"
+    broken.write_text(json.dumps({"question": "What colour?", "colour": "q7#xv%zk!w@8jq{x]" * 2}) + "\n")
+    template = {"prompt": "{question}", "completion": "{colour}"}
+    sources = [{"path": str(world.folder / "rows.jsonl"), **template}, {"path": str(broken), **template}]
+    validation = {"path": str(world.folder / "rows.jsonl"), "limit": 8, **template}
+    trial = prepare(
+        data={"train": sources, "validation": validation},
+        train={"max_steps": 60, "evaluate_every": 60, "checkpoint_every": 60},
+    ).trial(tmp_path)
+    trial.train()
+    spikes = [line for line in trial.of_kind("event") if line["event"] == "loss_spike"]
+    assert spikes
+    for spike in spikes:
+        worst, second, *_ = spike["rows"]
+        assert (worst["dataset"], worst["row"]) == ("train", 0)
+        assert worst["loss"] > 2 * second["loss"]
+        assert spike["train/loss"] > 1.5 * spike["train/loss_average"]
+        assert len(spike["rows"]) == 8
+
+
 def test_the_best_and_the_last_checkpoint_survive(prepare: Callable[..., Prepared], tmp_path: Path) -> None:
     # So large a rate undoes what was learned at the start.
     recipe = {"learning_rate": 0.05, "max_steps": 24, "evaluate_every": 4, "checkpoint_every": 4, "keep_checkpoints": 1,
@@ -234,13 +270,18 @@ def test_memorising_what_does_not_hold_elsewhere_is_stopped(
 
 
 def test_a_learning_rate_far_too_high_is_stopped(prepare: Callable[..., Prepared], tmp_path: Path) -> None:
-    recipe = {"learning_rate": 1.0, "max_steps": 300, "early_stopping": {"patience": 2}, "schedule": "constant"}
+    recipe = {"learning_rate": 1.0, "max_steps": 300, "early_stopping": {"patience": 2}, "schedule": "constant",
+              "log_every": 37}  # fmt: skip
     trial = prepare(train=recipe).trial(tmp_path)
     clock = trial.train()
     record = describe(trial.training, trial.engine, clock)
     assert record["status"] == "early_stopped"
     assert record["steps"] < 300
     assert "alidation loss" in record["stopped_reason"]
+    listed = [loss for line in trial.of_kind("step") for loss in line["train/losses"]]
+    assert record["steps"] % 37
+    assert listed[-37:] == trial.training.progress.recent_losses
+    assert len(listed) == record["steps"] == trial.of_kind("step")[-1]["step"]
 
 
 def test_a_run_that_stopped_early_is_over_when_it_is_resumed(prepare: Callable[..., Prepared], tmp_path: Path) -> None:
@@ -355,3 +396,13 @@ def test_a_model_without_gradients_is_an_error(prepare: Callable[..., Prepared],
         trial.train()
     assert caught.value.kind == "nothing_learned"
     assert trial.training.progress.step == 3
+
+
+def test_the_losses_of_replay_rows_are_told_from_the_tasks(tiny: ModuleType) -> None:
+    rows = [dataclasses.replace(row, dataset="replay" if row.row % 2 else "train") for row in tiny.examples(5)]
+    batch = collate(rows, "padded")
+    losses = torch.arange(len(batch.targets), dtype=torch.float32)
+    of_task = sum(
+        float(losses[batch.example_index == index].sum()) for index, row in enumerate(rows) if row.dataset == "train"
+    )
+    assert task_losses(batch, losses) == pytest.approx(of_task)

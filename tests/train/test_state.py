@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from types import ModuleType
@@ -211,3 +212,47 @@ def test_a_loss_that_is_no_number_survives_json(tiny: ModuleType) -> None:
     training.restore(saved(progress))
     advance(training)
     assert not training.evaluated(value=0.5, validation_loss=1.0).stop
+
+
+# Replay
+
+
+def rehearsing(tiny: ModuleType) -> Training:
+    rows = [dataclasses.replace(row, dataset="replay") if row.row % 3 == 0 else row for row in tiny.examples()]
+    return Training(tiny.plan(), rows, metric="exact")
+
+
+def test_the_moving_average_is_of_the_task_alone(tiny: ModuleType) -> None:
+    training = rehearsing(tiny)
+    assert training.rehearses
+    assert not make(tiny).rehearses
+    inputs = training.upcoming()
+    assert 0 < inputs.num_task_labels < inputs.num_labels
+    training.advance(inputs, loss=9.0, grad_norm=1.0, task_loss=1.0)
+    assert training.progress.train_loss == 1.0
+    training.advance(training.upcoming(), loss=9.0, grad_norm=1.0, task_loss=2.0)
+    assert training.progress.train_loss == pytest.approx(TRAIN_LOSS_SMOOTHING + (1 - TRAIN_LOSS_SMOOTHING) * 2)
+
+
+def test_steps_of_replay_alone_say_nothing_about_the_task(tiny: ModuleType) -> None:
+    training = rehearsing(tiny)
+    alone = dataclasses.replace(training.upcoming(), num_task_labels=0)
+    training.advance(alone, loss=9.0, grad_norm=1.0)
+    training.evaluated(value=0.5, validation_loss=3.0)
+    assert training.progress.train_loss is None
+    assert training.progress.evaluations[0].train_loss == 3.0
+    training.advance(training.upcoming(), loss=9.0, grad_norm=1.0, task_loss=1.0)
+    training.advance(alone, loss=9.0, grad_norm=1.0)
+    assert training.progress.train_loss == 1.0
+
+
+def test_replay_that_gets_better_does_not_make_a_task_diverge(tiny: ModuleType) -> None:
+    """Validation and task loss rise together: that is no divergence, whatever the replay rows' loss does."""
+    training = Training(
+        tiny.plan(warmup=0, early_stopping={"patience": 2}),
+        [dataclasses.replace(row, dataset="replay") if row.row % 3 == 0 else row for row in tiny.examples()],
+    )
+    for step, loss in enumerate((1.0, 8.0, 16.0)):
+        training.advance(training.upcoming(), loss=9.0 - step, grad_norm=1.0, task_loss=40 * loss)
+        decision = training.evaluated(value=0.5, validation_loss=loss)
+    assert decision.kind == "stalled"

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from ftray.data.audit import audit, decontaminate
+from ftray.audit.gate import audit
+from ftray.audit.overlap import decontaminate
 from ftray.data.config import Source
 from ftray.data.conversations import Example
 from ftray.data.readers import read_source
+from ftray.data.tokenization import Dropped
 from ftray.errors import InputError
 
 
@@ -28,7 +30,7 @@ def test_clean_data_passes(clean, make_example):
         ("train", "t.jsonl", 200),
         ("test", "", 50),
     ]
-    keys = {"name", "status", "count", "rows", "share", "limit", "accepted", "examples", "fix"}
+    keys = {"name", "status", "count", "rows", "share", "limit", "accepted", "examples", "fix", "facts"}
     assert all(check.keys() == keys for check in record["checks"])
 
 
@@ -109,3 +111,9 @@ def test_snips_as_shipped_overlaps_its_heldout_rows(shared):
     cleaned = decontaminate(train, heldout)
     assert (len(cleaned.kept), len(cleaned.dropped)) == (13_764, 20)
     assert by_name(audit(cleaned.kept, [], heldout, {}, accepted={}))["overlap_normalised"].count == 0
+
+
+def test_long_rows_that_a_weight_repeats_count_as_the_gate_counts_rows(clean):
+    lost = [Dropped(dataset="train", row=7, digest=clean[7].digest, reason="overlong", tokens=9000)] * 5
+    check = by_name(audit(clean * 5, [], [], {}, accepted={}, dropped={"train": lost}))["truncation"]
+    assert (check.count, check.rows) == (1, 200)
