@@ -13,7 +13,7 @@ from pathlib import Path
 KEPT = (
     "run_id", "name", "status", "stopped_reason", "verdict", "verdict_reasons", "method", "engine", "zero_stage",
     "workers", "steps", "epochs", "tokens", "label_tokens", "tokens_per_second", "peak_memory_bytes",
-    "optimizer_bytes_per_rank", "seconds", "selected", "test", "forgetting", "versions", "started_at",
+    "optimizer_bytes_per_rank", "seconds", "selected", "replay", "test", "forgetting", "versions", "started_at",
 )  # fmt: skip
 
 
