@@ -21,6 +21,7 @@ from ftray.evaluate.config import TASK_FILES, EvaluateConfig
 from ftray.jobfile import apply_sets, expand_path, read_yaml, resolve_path, validate
 from ftray.model.config import MethodConfig
 from ftray.presets import PRESETS, PresetName
+from ftray.space import SweepConfig
 from ftray.tracking import TrackerName
 from ftray.train.config import ComputeConfig, TrainConfig
 
@@ -70,6 +71,8 @@ class Job(Config):
     """What the dataset gate lets pass."""
     compute: ComputeConfig = ComputeConfig()
     """Where the run happens."""
+    sweep: SweepConfig | None = None
+    """What `ftray sweep` searches; nothing to the other commands."""
     tracking: list[TrackerName] = ["tensorboard"]
     """Dashboards that mirror metrics.jsonl."""
 

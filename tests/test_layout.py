@@ -18,7 +18,7 @@ JOBS = sorted((REPOSITORY / "jobs").glob("*/job*.yaml"))
 # From the bottom up; a room imports only rooms of the lines before its own, and those of its own line.
 ROOMS = [
     {"errors"},
-    {"config", "artifacts", "group", "jobfile", "presets", "runs", "summary", "follow"},
+    {"config", "artifacts", "group", "jobfile", "presets", "space", "runs", "summary", "follow"},
     {"tracking", "data"},
     {"audit"},
     {"model", "prepare"},
@@ -29,6 +29,7 @@ ROOMS = [
     {"finish"},
     {"work", "subject"},
     {"finetune", "reevaluation", "initialise", "audit_model"},
+    {"sweep"},
     {"check", "decide", "display", "quickstart"},
     {"cli"},
     {"__main__"},

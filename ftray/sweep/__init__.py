@@ -1,0 +1,1 @@
+"""Sweep campaigns: many trials, Ray Tune in charge, the winner honestly chosen."""
