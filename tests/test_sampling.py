@@ -125,7 +125,7 @@ def test_texts_of_another_precision_are_other_texts(folder: Path, monkeypatch: p
     assert (wanted(loaded).precision, wanted(loaded).texts.file) == ("fp32", here.texts.file)
     sample_base(there, tokenizer, on_progress=lambda done, total: None)
     assert not here.texts.is_there
-    monkeypatch.setattr(sampling_module, "sampling_precision", lambda: "bf16")
+    monkeypatch.setattr(sampling_module, "own_precision", lambda: "bf16")
     assert wanted(loaded) == there
     # A worker whose machine is another reads what the run's own process sampled.
     with pytest.raises(InputError, match="are not there"):
