@@ -20,11 +20,18 @@ def layout_for(model: nn.Module) -> Layout:
     return "flat" if getattr(config, "_attn_implementation", None) == NAME else "padded"
 
 
-def label_losses(model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
-    """Return the negative log-likelihood in nats [M], at least float32, of each labelled token of `batch`."""
+def label_losses(model: nn.Module, batch: Batch, *, label_smoothing: float | Tensor = 0.0) -> Tensor:
+    """Return the negative log-likelihood in nats [M], at least float32, of each labelled token of `batch`.
+
+    `label_smoothing`: one share for all labels, or each label's own [M].
+    """
     logits = label_logits(model, batch)
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    return functional.cross_entropy(logits, batch.targets, reduction="none", label_smoothing=label_smoothing)
+    if isinstance(label_smoothing, float):
+        return functional.cross_entropy(logits, batch.targets, reduction="none", label_smoothing=label_smoothing)
+    losses = functional.cross_entropy(logits, batch.targets, reduction="none")
+    even = logits.logsumexp(dim=1) - logits.mean(dim=1)
+    return torch.lerp(losses, even, label_smoothing.to(losses))
 
 
 def label_logits(model: nn.Module, batch: Batch) -> Tensor:

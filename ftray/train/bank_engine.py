@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ftray.data.collate import Batch
 from ftray.errors import InputError
@@ -71,26 +71,60 @@ class BankEngine:
         *,
         normalisers: Mapping[int, float],
         dropout_seeds: Mapping[int, int] | None = None,
+        label_smoothing: Mapping[int, float] | None = None,
     ) -> dict[int, float]:
         """Add the gradients of a batch; return the sum of the label losses in nats of each slot in it.
 
+        As `accumulate_examples`, whose sums these are.
+        """
+        sums = dict.fromkeys(sorted(set(slots)), 0.0)
+        losses = self.accumulate_examples(
+            batch, slots, normalisers=normalisers, dropout_seeds=dropout_seeds, label_smoothing=label_smoothing
+        )
+        for slot, loss in zip(slots, losses, strict=True):
+            sums[slot] += loss
+        return sums
+
+    def accumulate_examples(
+        self,
+        batch: Batch,
+        slots: Sequence[int],
+        *,
+        normalisers: Mapping[int, float],
+        dropout_seeds: Mapping[int, int] | None = None,
+        label_smoothing: Mapping[int, float] | None = None,
+    ) -> list[float]:
+        """Add the gradients of a batch; return the sum of the label losses in nats of each example.
+
         `slots`: the slot of each example. `normalisers`: what each slot's losses are divided by, its labels of the
         whole step. `dropout_seeds`: as `Bank.asking`, another seed for every call; slots with dropout must have one.
+        `label_smoothing`: each slot's; none where it is not named.
         """
         bank = self.bank
         self._require_training(slots)
         for slot in set(slots):
             seeded = dropout_seeds is not None and slot in dropout_seeds
             assert seeded or not bank.adapters[slot].dropout, f"slot {slot} has dropout, and no seed for it was given"
+        owners = batch.example_index.to(bank.device)
         shares = torch.tensor([1.0 / normalisers[slot] for slot in slots], dtype=bank.dtype, device=bank.device)
+        smoothing: float | Tensor = 0.0
+        if label_smoothing and any(label_smoothing.get(slot) for slot in slots):
+            each = [label_smoothing.get(slot, 0.0) for slot in slots]
+            smoothing = torch.tensor(each, dtype=bank.dtype, device=bank.device)[owners]
         with bank.asking(slots, batch.padded_lengths, dropout_seeds=dropout_seeds):
             with autocast(self.precision, bank.device):
-                losses = label_losses(bank.model, batch.to(bank.device))  # [M]
-            (losses * shares[batch.example_index.to(bank.device)]).sum().backward()
-        sums = torch.zeros(bank.slots + 1, dtype=torch.float64)
-        owners = torch.tensor(slots)[batch.example_index.cpu()]
-        sums.index_add_(0, owners, losses.detach().double().cpu())
-        return {slot: float(sums[slot]) for slot in sorted(set(slots))}
+                losses = label_losses(bank.model, batch.to(bank.device), label_smoothing=smoothing)  # [M]
+            (losses * shares[owners]).sum().backward()
+        sums = torch.zeros(len(slots), dtype=torch.float64)
+        sums.index_add_(0, batch.example_index.cpu(), losses.detach().double().cpu())
+        told: list[float] = sums.tolist()
+        return told
+
+    def forget_gradients(self, slots: Sequence[int]) -> None:
+        """Drop what has been added for these slots since their last step."""
+        gradients = self.bank.ensure_gradients()
+        for slot in slots:
+            gradients[slot - 1].zero_()
 
     def step(
         self, learning_rates: Mapping[int, float], *, max_grad_norm: Mapping[int, float] | float = 0.0
@@ -119,8 +153,7 @@ class BankEngine:
                 parameter.grad.mul_(limit / (norms[row] + 1e-6))
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        for slot in slots:
-            gradients[slot - 1].zero_()
+        self.forget_gradients(slots)
         return {slot: told[slot - 1] for slot in slots}
 
     def _require_training(self, slots: Sequence[int]) -> None:
