@@ -1,0 +1,440 @@
+"""Many trials on one base: the trainings of a campaign that share this process's copy of it, a slot for each.
+
+Trials join and leave between steps. What a trial computes does not depend on its neighbours: they share forward passes
+and nothing else. It knows neither Ray nor Tune; `trainer.SharedBaseTrainer` runs it on a cluster.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ftray.artifacts import RunDirectory
+from ftray.data.collate import collate
+from ftray.data.conversations import REPLAY
+from ftray.data.tokenization import TokenizedExample
+from ftray.errors import RunError, is_out_of_memory
+from ftray.evaluate.config import Metric
+from ftray.evaluate.loss import mean_losses
+from ftray.evaluate.metrics import aggregate
+from ftray.evaluate.predict import Answers, Asked, RowPrediction, predict_slots
+from ftray.evaluate.tasks import Task
+from ftray.model.bank import Bank
+from ftray.model.bank_route import BASE
+from ftray.sweep.forwards import LOGITS_CPU, LOGITS_GPU, Limits, Part, share_forwards
+from ftray.sweep.slot_state import prune, restore_state, save_state
+from ftray.sweep.trial import TrialSpec
+from ftray.sweep.trial_run import StepOutcome, TrialRun
+from ftray.train.bank_engine import BankEngine, SlotState
+from ftray.train.batches import share_out
+from ftray.train.checkpoint import newest_whole
+from ftray.train.loop import SEEDS_PER_STEP
+from ftray.train.loss_spike import RowLoss
+from ftray.train.plan import FORWARD_TOKENS_CPU, FORWARD_TOKENS_GPU
+from ftray.train.state import StepInputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """What trials train on and are scored on."""
+
+    train: list[TokenizedExample]
+    validation: Task
+    tokenizer: Any
+    stop_token_ids: Sequence[int]
+    metric_digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """One trial's part in a step of all."""
+
+    run: TrialRun
+    inputs: StepInputs
+    parts: list[Part]
+
+
+class SharedBase:
+    """Trains up to `slots` trials at a time on one copy of the base; further ones wait."""
+
+    def __init__(
+        self, bank: Bank, rows: Rows, *, precision: str, base_name: str, layout: Any, tensorboard: bool = False
+    ) -> None:
+        self.engine = BankEngine(bank, precision=precision)
+        self.rows = rows
+        self.base_name = base_name
+        self.layout = layout
+        self.tensorboard = tensorboard
+        self.limit = bank.slots
+        """Trials that train at the same time; out of memory halves it."""
+        self.runs: dict[str, TrialRun] = {}
+        self._waiting: list[TrialRun] = []
+        self._parked: dict[str, SlotState] = {}
+        is_gpu = bank.device.type == "cuda"
+        self._tokens = FORWARD_TOKENS_GPU if is_gpu else FORWARD_TOKENS_CPU
+        vocabulary: Any = bank.model.config
+        self._labels = max(1, (LOGITS_GPU if is_gpu else LOGITS_CPU) // int(vocabulary.vocab_size))
+        self._micro_batch: dict[str, int] = {}
+        self.notes: list[str] = []
+        self.base_answers: list[RowPrediction] | None = None
+        self.wants_base = False
+        """Whether the base is asked beside the next evaluation, into `base_answers`."""
+
+    @property
+    def bank(self) -> Bank:
+        return self.engine.bank
+
+    @property
+    def metric(self) -> Metric:
+        return self.rows.validation.metric
+
+    # In and out
+
+    def join(self, spec: TrialSpec, folder: RunDirectory, *, shared: dict[str, int] | None = None) -> TrialRun:
+        """Let a trial in; it goes on from its newest checkpoint. One that is in already stays as it is.
+
+        `shared`: the first steps that it has in common with other trials, by their id.
+        """
+        known = self.runs.get(spec.trial_id)
+        if known is not None:
+            return known
+        run = TrialRun(
+            spec,
+            folder,
+            self.rows.train,
+            metric=self.metric,
+            metric_digest=self.rows.metric_digest,
+            tensorboard=self.tensorboard,
+        )
+        self.runs[spec.trial_id] = run
+        checkpoint, notes = newest_whole(folder.checkpoints, run_id=spec.trial_id)
+        self.notes += notes
+        leader = None if checkpoint else self._leader(run, shared or {})
+        if leader is not None:
+            run.follow(leader)
+            self._keep_best_of(leader, run)
+            return run
+        run.resume(
+            checkpoint.progress() if checkpoint else None,
+            note=f"resumed at step {checkpoint.step}" if checkpoint else "started",
+        )
+        if not run.is_over:
+            self._waiting.append(run)
+        return run
+
+    def leave(self, trial_id: str) -> None:
+        """Let a trial go, finished or not; those that followed it go on by themselves."""
+        run = self.runs.pop(trial_id, None)
+        if run is None:
+            return
+        self._separate(run, [one for one in self.runs.values() if one.following is run])
+        if run in self._waiting:
+            self._waiting.remove(run)
+        self._vacate(run)
+        self._parked.pop(trial_id, None)
+        run.close()
+
+    def _vacate(self, run: TrialRun) -> None:
+        if run.slot is not None:
+            self.engine.leave(run.slot)
+            run.slot = None
+
+    def _place_waiting(self) -> None:
+        taken = {run.slot for run in self.runs.values() if run.slot is not None}
+        free = [slot for slot in range(1, self.bank.slots + 1) if slot not in taken]
+        while self._waiting and free and len(taken) < self.limit:
+            run, slot = self._waiting.pop(0), free.pop(0)
+            taken.add(slot)
+            run.slot = slot
+            self._fill(run, slot)
+
+    def _fill(self, run: TrialRun, slot: int) -> None:
+        """Put a trial's numbers into a slot: those it was parked with, of its newest checkpoint, or fresh ones."""
+        spec = run.spec
+        parked = self._parked.pop(run.trial_id, None)
+        if parked is not None:
+            self.engine.restore(slot, parked)
+            return
+        checkpoint, _ = newest_whole(run.folder.checkpoints, run_id=run.trial_id)
+        if checkpoint is not None:
+            restore_state(self.engine, slot, checkpoint, weight_decay=spec.plan.weight_decay)
+            return
+        assert not run.progress.step, "a trial that has trained has its numbers somewhere"
+        self.engine.join(slot, spec.job.method, seed=spec.seed, weight_decay=spec.plan.weight_decay)
+
+    def _park(self, run: TrialRun) -> None:
+        """Take a trial out of its slot for a while."""
+        assert run.slot is not None
+        self._parked[run.trial_id] = self.engine.state(run.slot)
+        self._vacate(run)
+        self._waiting.insert(0, run)
+
+    # Trials that are the beginning of others
+
+    def _leader(self, run: TrialRun, shared: dict[str, int]) -> TrialRun | None:
+        """Return a trial whose steps, those to come included, `run` has in common with it."""
+        for trial_id, steps in shared.items():
+            leader = self.runs.get(trial_id)
+            is_fit = leader is not None and leader.following is None and not leader.is_over
+            if is_fit and leader.progress.step < steps and self._asks_alike(leader, run):
+                run.shared_steps = steps
+                return leader
+        return None
+
+    @staticmethod
+    def _asks_alike(leader: TrialRun, run: TrialRun) -> bool:
+        """Whether what the leader has told so far is what `run` would have told."""
+        one, other = leader.training.plan, run.training.plan
+        return one.evaluate_every == other.evaluate_every and one.checkpoint_every == other.checkpoint_every
+
+    def _keep_best_of(self, leader: TrialRun, run: TrialRun) -> None:
+        """Save the leader's present state as the follower's, where it has begun."""
+        if leader.slot is not None and leader.progress.step:
+            self._save(run, leader.slot)
+
+    def _followers(self, run: TrialRun) -> list[TrialRun]:
+        return [one for one in self.runs.values() if one.following is run and not one.is_over]
+
+    def _separate(self, leader: TrialRun, followers: list[TrialRun]) -> None:
+        """Let followers go on by themselves from where the leader is."""
+        for run in followers:
+            run.following = None
+            if run.is_over:
+                continue
+            if leader.slot is not None and leader.progress.step:
+                self._parked[run.trial_id] = self.engine.state(leader.slot)
+            elif leader.trial_id in self._parked:
+                self._parked[run.trial_id] = self._parked[leader.trial_id]
+            self._waiting.append(run)
+
+    # Work
+
+    def work(self) -> bool:
+        """Do what there is to do next: evaluations that are due, else one step of every trial that can make one.
+
+        Return False when every trial waits for its client or is over.
+        """
+        for run in list(self.runs.values()):
+            if run.is_over and run.slot is not None and not self._followers(run):
+                self._vacate(run)
+        self._place_waiting()
+        due = [run for run in self._placed() if self._due(run) and not any(one.is_blocked for one in self._group(run))]
+        if due:
+            self._evaluate(due)
+            return True
+        ready = [run for run in self._placed() if not self._due(run) and not self._is_done(run)]
+        if ready:
+            self._step(ready)
+            return True
+        return False
+
+    def _placed(self) -> list[TrialRun]:
+        return sorted((run for run in self.runs.values() if run.slot is not None), key=lambda run: run.slot or 0)
+
+    def _group(self, run: TrialRun) -> list[TrialRun]:
+        return [run, *self._followers(run)]
+
+    def _due(self, run: TrialRun) -> bool:
+        return any(one.is_due for one in self._group(run))
+
+    def _is_done(self, run: TrialRun) -> bool:
+        return run.is_over
+
+    def _step(self, runs: list[TrialRun]) -> None:
+        began = time.perf_counter()
+        steps = [self._prepared(run) for run in runs]
+        losses = self._accumulate(steps)
+        steps = [step for step in steps if not step.run.failure]
+        finite = [step for step in steps if self._is_finite(step, losses)]
+        if not finite:
+            return
+        norms = self.engine.step(
+            {_slot(step.run): step.inputs.learning_rate for step in finite},
+            max_grad_norm={_slot(step.run): step.run.spec.plan.max_grad_norm for step in finite},
+        )
+        seconds = time.perf_counter() - began
+        for step in finite:
+            self._advance(step, losses[step.run.trial_id], norms[_slot(step.run)], seconds=seconds)
+
+    def _advance(self, step: _Step, rows: list[RowSum], norm: float, *, seconds: float) -> None:
+        run, inputs = step.run, step.inputs
+        if not math.isfinite(norm):
+            run.fail(f"the gradient norm of step {inputs.step + 1} is not a finite number", nonfinite=True)
+            return
+        of_task = [row for row in rows if row.dataset != REPLAY]
+        outcome = StepOutcome(
+            inputs=inputs,
+            rows=[RowLoss(dataset=row.dataset, row=row.row, loss=row.total / row.labels) for row in rows if row.labels],
+            loss=sum(row.total for row in rows) / inputs.num_labels,
+            task_loss=sum(row.total for row in of_task) / inputs.num_task_labels if inputs.num_task_labels else None,
+            grad_norm=norm,
+            seconds=seconds,
+        )
+        for one in self._group(run):
+            try:
+                one.advance(outcome)
+            except RunError as error:
+                one.fail(error.message)
+        self._separate(run, [one for one in self._followers(run) if one.progress.step >= one.shared_steps])
+
+    def _prepared(self, run: TrialRun) -> _Step:
+        inputs = run.training.upcoming()
+        sharing = run.training.plan.sharing(1)
+        (batches,) = share_out(inputs.examples, sharing)
+        most = self._micro_batch.get(run.trial_id)
+        if most is not None:
+            batches = [batch[first : first + most] for batch in batches for first in range(0, len(batch), most)]
+        parts = [Part(slot=_slot(run), index=index, examples=batch) for index, batch in enumerate(batches)]
+        return _Step(run=run, inputs=inputs, parts=parts)
+
+    def _is_finite(self, step: _Step, losses: dict[str, list[RowSum]]) -> bool:
+        rows = losses[step.run.trial_id]
+        bad = [row for row in rows if not math.isfinite(row.total)]
+        if bad:
+            names = ", ".join(f"{row.dataset} row {row.row}" for row in bad[:8])
+            step.run.fail(
+                f"the loss of step {step.inputs.step + 1} is not a finite number. Examples: {names}", nonfinite=True
+            )
+            self.engine.forget_gradients([_slot(step.run)])
+        return not bad
+
+    # Gradients, whatever happens
+
+    def _accumulate(self, steps: list[_Step]) -> dict[str, list[RowSum]]:
+        """Compute the gradients of these steps; return the losses of each trial's rows.
+
+        Memory that runs out lowers what is computed together. Where the shared pass fails otherwise, each trial is
+        computed by itself: the one at fault fails, and the others go on.
+        """
+        try:
+            return self._together(steps)
+        except (RuntimeError, MemoryError, IndexError, ValueError) as error:
+            self._start_over(steps)
+            if is_out_of_memory(error):
+                return self._with_less(steps)
+            if len(steps) == 1:
+                steps[0].run.fail(f"step {steps[0].inputs.step + 1} cannot be computed: {_first_line(error)}")
+                return {steps[0].run.trial_id: []}
+        return {trial_id: rows for step in steps for trial_id, rows in self._accumulate([step]).items()}
+
+    def _with_less(self, steps: list[_Step]) -> dict[str, list[RowSum]]:
+        """Go on after memory has run out: fewer trials at a time, then smaller micro-batches; the last one fails."""
+        if len(steps) > 1:
+            self.limit = max(1, len(steps) // 2)
+            self.notes.append(f"out of memory with {len(steps)} trials at a time: {self.limit} from now on")
+            kept, rest = steps[: self.limit], steps[self.limit :]
+            for step in rest:
+                self._park(step.run)
+            steps[:] = kept
+            return self._accumulate(steps)
+        (step,) = steps
+        largest = max(len(part.examples) for part in step.parts)
+        if largest == 1:
+            step.run.fail("out of memory with a single example at a time: shorten data.max_length")
+            return {step.run.trial_id: []}
+        self._micro_batch[step.run.trial_id] = largest // 2
+        self.notes.append(f"out of memory with {largest} examples of one trial at a time: {largest // 2} from now on")
+        steps[0] = self._prepared(step.run)
+        return self._accumulate(steps)
+
+    def _start_over(self, steps: list[_Step]) -> None:
+        self.engine.forget_gradients([_slot(step.run) for step in steps])
+
+    def _together(self, steps: list[_Step]) -> dict[str, list[RowSum]]:
+        by_slot = {_slot(step.run): step for step in steps}
+        rows: dict[str, list[RowSum]] = {step.run.trial_id: [] for step in steps}
+        limits = Limits(slots=self.limit, tokens=self._tokens, labels=self._labels)
+        for forward in share_forwards([part for step in steps for part in step.parts], limits):
+            examples = [example for part in forward for example in part.examples]
+            owners = [part.slot for part in forward for _ in part.examples]
+            losses = self.engine.accumulate_examples(
+                collate(examples, self.layout),
+                owners,
+                normalisers={part.slot: by_slot[part.slot].inputs.num_labels for part in forward},
+                dropout_seeds={
+                    part.slot: by_slot[part.slot].inputs.seed * SEEDS_PER_STEP + part.index for part in forward
+                },
+                label_smoothing={part.slot: by_slot[part.slot].run.spec.plan.label_smoothing for part in forward},
+            )
+            for example, owner, total in zip(examples, owners, losses, strict=True):
+                rows[by_slot[owner].run.trial_id].append(
+                    RowSum(
+                        dataset=example.dataset,
+                        row=example.row,
+                        total=total,
+                        labels=int(example.is_label[1:].sum()),
+                    )
+                )
+        return rows
+
+    # Evaluations
+
+    def _evaluate(self, runs: list[TrialRun]) -> None:
+        began = time.perf_counter()
+        slots = [_slot(run) for run in runs]
+        asks_base = self.wants_base and self.base_answers is None
+        answers = self.answer([self.rows.validation], [*([BASE] if asks_base else []), *slots])
+        predictions = [one[self.rows.validation.name] for one in answers]
+        if asks_base:
+            self.base_answers = predictions.pop(0)
+        losses = self._validation_losses(predictions, slots)
+        seconds = time.perf_counter() - began
+        for run, rows, loss in zip(runs, predictions, losses, strict=True):
+            value = aggregate(self.metric, rows)
+            for one in [one for one in self._group(run) if one.is_due]:
+                one.evaluated(value=value, loss=loss, seconds=seconds)
+                self._save(one, _slot(run))
+            self._separate(run, [one for one in self.runs.values() if one.following is run and one.is_over])
+
+    def _validation_losses(self, predictions: list[list[RowPrediction]], slots: list[int]) -> list[float]:
+        if all(row.nll is not None for rows in predictions for row in rows):
+            return [aggregate(Metric(metric="nll"), rows) for rows in predictions]
+        examples = [row.example for row in self.rows.validation.rows]
+        return mean_losses(examples, self.bank, slots, layout=self.layout)
+
+    def _save(self, run: TrialRun, slot: int) -> None:
+        save_state(
+            self.engine, slot, run.progress, run.folder.checkpoints, trial_id=run.trial_id, base=self.base_name
+        )
+        kept = {run.best.step if run.best else None, run.progress.step}
+        prune(run.folder.checkpoints, trial_id=run.trial_id, kept=kept)
+
+    def answer(self, tasks: Sequence[Task], slots: Sequence[int]) -> list[Answers]:
+        """Return what each slot answers to every task; slot 0 is the base."""
+        asked = Asked(
+            model=self.bank.model,
+            tokenizer=self.rows.tokenizer,
+            stop_token_ids=self.rows.stop_token_ids,
+            layout=self.layout,
+        )
+        return predict_slots(tasks, asked, self.bank, slots)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowSum:
+    """One row's losses in a step."""
+
+    dataset: str
+    row: int
+    total: float  # nats over its labels
+    labels: int
+
+
+def _slot(run: TrialRun) -> int:
+    assert run.slot is not None, "only trials in a slot compute"
+    return run.slot
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until a GPU has done what it was told, so that a clock is right."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
