@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ftray.artifacts import RunDirectory
 from ftray.data.collate import collate
 from ftray.data.conversations import REPLAY
@@ -48,6 +46,16 @@ class Rows:
     tokenizer: Any
     stop_token_ids: Sequence[int]
     metric_digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowSum:
+    """One row's losses in a step."""
+
+    dataset: str
+    row: int
+    total: float  # nats over its labels
+    labels: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +140,7 @@ class SharedBase:
         run = self.runs.pop(trial_id, None)
         if run is None:
             return
-        self._separate(run, [one for one in self.runs.values() if one.following is run])
+        self._separate(run, self._followers(run))
         if run in self._waiting:
             self._waiting.remove(run)
         self._vacate(run)
@@ -144,7 +152,8 @@ class SharedBase:
             self.engine.leave(run.slot)
             run.slot = None
 
-    def _place_waiting(self) -> None:
+    def place_waiting(self) -> None:
+        """Put waiting trials into free slots."""
         taken = {run.slot for run in self.runs.values() if run.slot is not None}
         free = [slot for slot in range(1, self.bank.slots + 1) if slot not in taken]
         while self._waiting and free and len(taken) < self.limit:
@@ -180,8 +189,9 @@ class SharedBase:
         """Return a trial whose steps, those to come included, `run` has in common with it."""
         for trial_id, steps in shared.items():
             leader = self.runs.get(trial_id)
-            is_fit = leader is not None and leader.following is None and not leader.is_over
-            if is_fit and leader.progress.step < steps and self._asks_alike(leader, run):
+            if leader is None or leader.following is not None or leader.is_over:
+                continue
+            if leader.progress.step < steps and self._asks_alike(leader, run):
                 run.shared_steps = steps
                 return leader
         return None
@@ -204,8 +214,6 @@ class SharedBase:
         """Let followers go on by themselves from where the leader is."""
         for run in followers:
             run.following = None
-            if run.is_over:
-                continue
             if leader.slot is not None and leader.progress.step:
                 self._parked[run.trial_id] = self.engine.state(leader.slot)
             elif leader.trial_id in self._parked:
@@ -219,17 +227,18 @@ class SharedBase:
 
         Return False when every trial waits for its client or is over.
         """
-        for run in list(self.runs.values()):
-            if run.is_over and run.slot is not None and not self._followers(run):
+        for run in self._placed():
+            if run.is_over:
+                self._separate(run, self._followers(run))
                 self._vacate(run)
-        self._place_waiting()
+        self.place_waiting()
         due = [run for run in self._placed() if self._due(run) and not any(one.is_blocked for one in self._group(run))]
         if due:
             self._evaluate(due)
             return True
-        ready = [run for run in self._placed() if not self._due(run) and not self._is_done(run)]
+        ready = [run for run in self._placed() if not self._due(run) and not run.is_over]
         if ready:
-            self._step(ready)
+            self.step(ready)
             return True
         return False
 
@@ -242,11 +251,11 @@ class SharedBase:
     def _due(self, run: TrialRun) -> bool:
         return any(one.is_due for one in self._group(run))
 
-    def _is_done(self, run: TrialRun) -> bool:
-        return run.is_over
-
-    def _step(self, runs: list[TrialRun]) -> None:
+    def step(self, runs: list[TrialRun]) -> None:
+        """Make one optimizer step of each of these trials, which are in slots."""
         began = time.perf_counter()
+        for run in runs:
+            self._separate(run, [one for one in self._followers(run) if one.progress.step >= one.shared_steps])
         steps = [self._prepared(run) for run in runs]
         losses = self._accumulate(steps)
         steps = [step for step in steps if not step.run.failure]
@@ -280,7 +289,6 @@ class SharedBase:
                 one.advance(outcome)
             except RunError as error:
                 one.fail(error.message)
-        self._separate(run, [one for one in self._followers(run) if one.progress.step >= one.shared_steps])
 
     def _prepared(self, run: TrialRun) -> _Step:
         inputs = run.training.upcoming()
@@ -375,6 +383,20 @@ class SharedBase:
     # Evaluations
 
     def _evaluate(self, runs: list[TrialRun]) -> None:
+        """Score these trials on the validation rows; one that cannot be scored fails alone."""
+        try:
+            self._evaluate_together(runs)
+        except (RunError, RuntimeError, MemoryError) as error:
+            if len(runs) == 1:
+                is_nonfinite = isinstance(error, RunError) and error.kind == "nonfinite"
+                for one in self._group(runs[0]):
+                    one.fail(_first_line(error), nonfinite=is_nonfinite)
+                return
+            middle = len(runs) // 2
+            self._evaluate(runs[:middle])
+            self._evaluate(runs[middle:])
+
+    def _evaluate_together(self, runs: list[TrialRun]) -> None:
         began = time.perf_counter()
         slots = [_slot(run) for run in runs]
         asks_base = self.wants_base and self.base_answers is None
@@ -389,7 +411,6 @@ class SharedBase:
             for one in [one for one in self._group(run) if one.is_due]:
                 one.evaluated(value=value, loss=loss, seconds=seconds)
                 self._save(one, _slot(run))
-            self._separate(run, [one for one in self.runs.values() if one.following is run and one.is_over])
 
     def _validation_losses(self, predictions: list[list[RowPrediction]], slots: list[int]) -> list[float]:
         if all(row.nll is not None for rows in predictions for row in rows):
@@ -398,9 +419,7 @@ class SharedBase:
         return mean_losses(examples, self.bank, slots, layout=self.layout)
 
     def _save(self, run: TrialRun, slot: int) -> None:
-        save_state(
-            self.engine, slot, run.progress, run.folder.checkpoints, trial_id=run.trial_id, base=self.base_name
-        )
+        save_state(self.engine, slot, run.progress, run.folder.checkpoints, trial_id=run.trial_id, base=self.base_name)
         kept = {run.best.step if run.best else None, run.progress.step}
         prune(run.folder.checkpoints, trial_id=run.trial_id, kept=kept)
 
@@ -415,16 +434,6 @@ class SharedBase:
         return predict_slots(tasks, asked, self.bank, slots)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowSum:
-    """One row's losses in a step."""
-
-    dataset: str
-    row: int
-    total: float  # nats over its labels
-    labels: int
-
-
 def _slot(run: TrialRun) -> int:
     assert run.slot is not None, "only trials in a slot compute"
     return run.slot
@@ -432,9 +441,3 @@ def _slot(run: TrialRun) -> int:
 
 def _first_line(error: BaseException) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until a GPU has done what it was told, so that a clock is right."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -60,6 +60,8 @@ class TrialRun:
         self.failure = ""
         self.following: TrialRun | None = None
         """The trial that does this one's steps for it, as long as they are the same."""
+        self.shared_steps = 0
+        """Up to which step they are the same."""
         self._clock = Clock()
         self._seconds = 0.0
         folder.root.mkdir(parents=True, exist_ok=True)
@@ -141,9 +143,7 @@ class TrialRun:
         self._seconds += outcome.seconds
         self._clock.train += outcome.seconds
         self._clock.tokens += inputs.num_tokens
-        spike = training.advance(
-            inputs, loss=outcome.loss, grad_norm=outcome.grad_norm, task_loss=outcome.task_loss
-        )
+        spike = training.advance(inputs, loss=outcome.loss, grad_norm=outcome.grad_norm, task_loss=outcome.task_loss)
         if training.has_line:
             computed = Computed(
                 inputs=inputs, loss=outcome.loss, task_loss=outcome.task_loss, grad_norm=outcome.grad_norm

@@ -1,0 +1,299 @@
+"""One copy of the base and the trials that share it, as a process that clients talk to: an actor on a cluster.
+
+A thread of its own computes; calls only leave orders for it and wait for what it tells. It imports no Ray: `run.py`
+makes it an actor, tests call it as it is.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ftray.artifacts import RunDirectory, digest_of
+from ftray.errors import FtrayError, RunError
+from ftray.evaluate.predict import Answers, RowPrediction
+from ftray.finish import FinalTasks
+from ftray.job import LoadedJob
+from ftray.model.bank import Bank
+from ftray.model.bank_peft import load_slot
+from ftray.model.bank_route import BASE
+from ftray.model.base import load_model, own_device, recompute_activations
+from ftray.model.forward import layout_for
+from ftray.sampling import Precision
+from ftray.sweep.measure import fastest, measure
+from ftray.sweep.slots import Rows, SharedBase
+from ftray.sweep.trial import TrialSpec
+from ftray.sweep.trial_run import Result
+from ftray.train.memory import keep_freed_memory
+from ftray.work import build_tasks, peak_memory_bytes, prepare_data
+
+IDLE_SECONDS = 0.5
+"""How long the computing thread waits before it looks again whether there is work."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerOrder:
+    """What a trainer needs to know; crosses process borders."""
+
+    loaded: LoadedJob
+    precision: str
+    slots: int
+    """At most so many trials at a time."""
+    rank: int
+    """The largest of the campaign."""
+    data_digests: dict[str, str]
+    """Of the rows that were checked: others are refused."""
+    asks_base: bool
+    """Whether this trainer asks the base on the validation rows."""
+    sampling_precision: Precision | None = None
+    threads: int | None = None
+
+
+class SharedBaseTrainer:
+    """Trains the trials that join it."""
+
+    def __init__(self, order: TrainerOrder) -> None:
+        """Load data and base. Raises RunError `data` when the rows are not those that were checked."""
+        if order.threads:
+            torch.set_num_threads(order.threads)
+        keep_freed_memory()
+        self.order = order
+        job = order.loaded.job
+        datasets = prepare_data(order.loaded, audits=False, sampling_precision=order.sampling_precision)
+        if datasets.digests != order.data_digests:
+            raise RunError(
+                "the trainers read other data than was checked: a file changed in between",
+                kind="data",
+                given=datasets.digests,
+                allowed=order.data_digests,
+                hint="Keep the data files as they are while a campaign goes on; then run the command again.",
+            )
+        validation, self._final = build_tasks(job, datasets)
+        model: Any = load_model(job.model, precision=order.precision)
+        if job.train.activation_checkpointing:
+            recompute_activations(model)
+        self._model = model.to(own_device())
+        self._rows = Rows(
+            train=datasets.train,
+            validation=validation,
+            tokenizer=datasets.tokenization.tokenizer,
+            stop_token_ids=datasets.tokenization.stop_token_ids,
+            metric_digest=digest_of(job.evaluate.task.model_dump()),
+        )
+        self._base = self._make_base(order.slots)
+        self._orders: list[Callable[[], None]] = []
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._is_ending = False
+        self._error: FtrayError | None = None
+        self._busy_seconds = 0.0
+
+    def _make_base(self, slots: int) -> SharedBase:
+        job = self.order.loaded.job
+        bank = Bank(self._model, slots=slots, rank=self.order.rank, target_modules=job.method.target_modules)
+        base = SharedBase(
+            bank,
+            self._rows,
+            precision=self.order.precision,
+            base_name=job.model,
+            layout=layout_for(self._model),
+            tensorboard="tensorboard" in job.tracking,
+        )
+        base.wants_base = self.order.asks_base
+        return base
+
+    # Before the campaign
+
+    def choose_slots(self, specs: Sequence[TrialSpec], *, start: int) -> tuple[int, dict[int, float]]:
+        """Measure how many trials to train at a time; return that and the seconds per trial and step."""
+        assert self._thread is None, "slots are chosen before trials join"
+        seconds = measure(self._base, specs, start=start)
+        if not seconds:
+            raise RunError(
+                "one trial alone does not fit into memory",
+                kind="oom",
+                hint="Lower train.micro_batch_size or turn on train.activation_checkpointing.",
+            )
+        return fastest(seconds), seconds
+
+    def start(self, slots: int) -> None:
+        """Begin with this many slots."""
+        if self._thread is not None:
+            return
+        if slots != self._base.bank.slots:
+            self._base.bank.detach()
+            self._base = self._make_base(slots)
+        self._thread = threading.Thread(target=self._work, name="trials", daemon=True)
+        self._thread.start()
+
+    # What clients ask
+
+    def join(self, spec: TrialSpec, folder: Path, shared: Mapping[str, int]) -> None:
+        """Let a trial in. `shared`: as in `SharedBase.join`."""
+        self._order(lambda: self._join(spec, folder, dict(shared)))
+
+    def _join(self, spec: TrialSpec, folder: Path, shared: dict[str, int]) -> None:
+        self._base.join(spec, RunDirectory(folder), shared=shared)
+
+    def next_result(self, trial_id: str, after: int, timeout: float) -> Result | None:
+        """Return what a trial told after its first `after` results, as soon as it has; None after `timeout` seconds.
+
+        Asking says that those before have been dealt with: the trial may go on. Raises RunError for a trial that is
+        not here (any more), and for whatever ended the computing.
+        """
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while True:
+                self._require_alive()
+                run = self._base.runs.get(trial_id)
+                if run is None and not self._orders:
+                    raise RunError(f"trial {trial_id} is not in this trainer", kind="unknown")
+                if run is not None:
+                    if after > run.acknowledged:
+                        run.acknowledged = after
+                        self._changed.notify_all()
+                    if len(run.results) > after:
+                        return run.results[after]
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return None
+                self._changed.wait(left)
+
+    def leave(self, trial_id: str) -> None:
+        """Let a trial go, now."""
+        self._order(lambda: self._base.leave(trial_id), wait=False)
+
+    def load(self) -> tuple[int, list[str]]:
+        """Return how many trials compute here or wait to, and the ids of all that are in."""
+        runs = list(self._base.runs.values())
+        return sum(not run.is_over and run.following is None for run in runs), [run.trial_id for run in runs]
+
+    def state(self) -> dict[str, Any]:
+        """Return what the campaign records of this trainer."""
+        return {
+            "notes": list(self._base.notes),
+            "busy_seconds": self._busy_seconds,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "slots": self._base.bank.slots,
+            "limit": self._base.limit,
+            "in_use": sum(run.slot is not None for run in list(self._base.runs.values())),
+        }
+
+    def base_answers(self) -> list[RowPrediction] | None:
+        """Return what the base answers to the validation rows, once that is known."""
+        return self._base.base_answers
+
+    # After the campaign
+
+    def answer(self, adapters: Mapping[str, Path], which: Sequence[str], *, with_base: bool) -> dict[str, Answers]:
+        """Return what adapters, and the base as "", answer to tasks: `validation`, `test`, `general` or both.
+
+        Nothing may be training.
+        """
+        tasks = [task for kind in which for task in self._tasks(kind)]
+        answers: dict[str, Answers] = {}
+        done = threading.Event()
+
+        def ask() -> None:
+            try:
+                self._ask(dict(adapters), tasks, answers, with_base=with_base)
+            finally:
+                done.set()
+
+        self._order(ask, wait=False)
+        while not done.wait(IDLE_SECONDS):
+            self._require_alive()
+        self._require_alive()
+        return answers
+
+    def _ask(
+        self, adapters: dict[str, Path], tasks: list[Any], answers: dict[str, Answers], *, with_base: bool
+    ) -> None:
+        base, names = self._base, list(adapters)
+        for run in list(base.runs.values()):
+            base.leave(run.trial_id)
+        first = 0
+        while first < len(names) or with_base:
+            some = names[first : first + base.bank.slots]
+            slots = {name: slot for slot, name in enumerate(some, start=1)}
+            for name, slot in slots.items():
+                load_slot(base.bank, slot, adapters[name])
+            asked = ({"": BASE} if with_base else {}) | slots
+            for name, found in zip(asked, base.answer(tasks, list(asked.values())), strict=True):
+                answers[name] = found
+            for slot in slots.values():
+                base.bank.leave(slot)
+            first += len(some)
+            with_base = False
+
+    def _tasks(self, kind: str) -> list[Any]:
+        final: FinalTasks = self._final
+        if kind == "validation":
+            return [self._rows.validation]
+        task, *general = [task for task in final.tasks if task.lm_eval is None]
+        if kind == "general":
+            return general
+        assert kind == "test", f"no tasks are called {kind}"
+        return [task] if final.split == "test" else []
+
+    # The computing thread
+
+    def _order(self, order: Callable[[], None], *, wait: bool = True) -> None:
+        done = threading.Event()
+
+        def carry_out() -> None:
+            try:
+                order()
+            finally:
+                done.set()
+
+        with self._changed:
+            self._require_alive()
+            self._orders.append(carry_out)
+            self._changed.notify_all()
+        while wait and not done.wait(IDLE_SECONDS):
+            self._require_alive()
+
+    def _require_alive(self) -> None:
+        if self._error is not None:
+            raise self._error
+        if self._thread is None or (not self._thread.is_alive() and not self._is_ending):
+            raise RunError("the trainer does not compute", kind="unknown", hint="Its log says why (ray logs).")
+
+    def _work(self) -> None:
+        try:
+            while not self._is_ending:
+                with self._changed:
+                    orders, self._orders = self._orders, []
+                for order in orders:
+                    order()
+                began = time.perf_counter()
+                is_busy = self._base.work()
+                self._busy_seconds += time.perf_counter() - began if is_busy else 0.0
+                with self._changed:
+                    self._changed.notify_all()
+                    if not is_busy and not self._orders:
+                        self._changed.wait(IDLE_SECONDS)
+        except FtrayError as error:
+            self._error = error
+        except OSError as error:
+            self._error = RunError(f"the trainer could not go on: {error}", kind="unknown")
+        finally:
+            with self._changed:
+                self._changed.notify_all()
+
+    def end(self) -> None:
+        """Stop computing; what is in a checkpoint stays."""
+        self._is_ending = True
+        with self._changed:
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+        for trial_id in list(self._base.runs):
+            self._base.leave(trial_id)
