@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 
-from ftray.artifacts import RunDirectory, digest_of
+from ftray.artifacts import RunDirectory, digest_of, write_json
+from ftray.campaign import Config
 from ftray.errors import FtrayError, RunError
-from ftray.evaluate.predict import Answers, RowPrediction
+from ftray.evaluate.metrics import estimate
+from ftray.evaluate.predict import Answers
 from ftray.finish import FinalTasks
 from ftray.job import LoadedJob
 from ftray.model.bank import Bank
@@ -26,13 +28,17 @@ from ftray.model.bank_route import BASE
 from ftray.model.base import load_model, own_device, recompute_activations
 from ftray.model.forward import layout_for
 from ftray.sampling import Precision
+from ftray.sweep.configurations import Configurations
 from ftray.sweep.measure import fastest, measure
+from ftray.sweep.prefixes import shared_steps
 from ftray.sweep.slots import Rows, SharedBase
 from ftray.sweep.trial import TrialSpec
 from ftray.sweep.trial_run import Result
 from ftray.train.memory import keep_freed_memory
 from ftray.work import build_tasks, peak_memory_bytes, prepare_data
 
+SEED = "seed"
+"""Beside the fields of the space a trial's configuration may say its seed."""
 IDLE_SECONDS = 0.5
 """How long the computing thread waits before it looks again whether there is work."""
 
@@ -49,8 +55,11 @@ class TrainerOrder:
     """The largest of the campaign."""
     data_digests: dict[str, str]
     """Of the rows that were checked: others are refused."""
-    asks_base: bool
-    """Whether this trainer asks the base on the validation rows."""
+    base_record: Path | None
+    """Where this trainer writes what the base is worth on the validation rows; None where another does."""
+    folder: Path
+    """Of the campaign's trials."""
+    configurations: Configurations
     sampling_precision: Precision | None = None
     threads: int | None = None
 
@@ -89,6 +98,7 @@ class SharedBaseTrainer:
         self._base = self._make_base(order.slots)
         self._orders: list[Callable[[], None]] = []
         self._changed = threading.Condition()
+        self._joining = threading.Lock()
         self._thread: threading.Thread | None = None
         self._is_ending = False
         self._error: FtrayError | None = None
@@ -105,7 +115,7 @@ class SharedBaseTrainer:
             layout=layout_for(self._model),
             tensorboard="tensorboard" in job.tracking,
         )
-        base.wants_base = self.order.asks_base
+        base.wants_base = self.order.base_record is not None and not self.order.base_record.exists()
         return base
 
     # Before the campaign
@@ -134,12 +144,50 @@ class SharedBaseTrainer:
 
     # What clients ask
 
-    def join(self, spec: TrialSpec, folder: Path, shared: Mapping[str, int]) -> None:
-        """Let a trial in. `shared`: as in `SharedBase.join`."""
-        self._order(lambda: self._join(spec, folder, dict(shared)))
+    def offer(self, config: Config) -> dict[str, Any]:
+        """Say what this trainer could do for a trial: whether it has it, trains its first steps anyway, how many it has.
 
-    def _join(self, spec: TrialSpec, folder: Path, shared: dict[str, int]) -> None:
-        self._base.join(spec, RunDirectory(folder), shared=shared)
+        Beside the fields of the space `config` may have `seed`.
+        """
+        spec = self._spec_of(config)
+        with self._changed:
+            runs = dict(self._base.runs)
+        return {
+            "trial_id": spec.trial_id,
+            "has": spec.trial_id in runs,
+            "leads": any(trial_id in runs for trial_id in self._shared_steps(spec)),
+            "load": self._num_computing(),
+        }
+
+    def take(self, config: Config, slots: int, *, must: bool) -> bool:
+        """Let a trial in, unless all slots are taken and it need not be (`must`); begins with `slots` slots."""
+        spec = self._spec_of(config)
+        with self._joining:
+            self.start(slots)
+            has_place = self._num_computing() < self._base.limit
+            shared = self._shared_steps(spec)
+            if not (must or has_place or shared or spec.trial_id in self._base.runs):
+                return False
+            folder = RunDirectory(self.order.folder / spec.trial_id)
+            self._order(lambda: self._let_in(spec, folder, shared))
+            return True
+
+    def _let_in(self, spec: TrialSpec, folder: RunDirectory, shared: dict[str, int]) -> None:
+        self._base.join(spec, folder, shared=shared)
+
+    def _spec_of(self, config: Config) -> TrialSpec:
+        fields = {field: value for field, value in config.items() if field != SEED}
+        seed = config.get(SEED)
+        return self.order.configurations.spec(fields, seed=None if seed is None else int(seed))
+
+    def _shared_steps(self, spec: TrialSpec) -> dict[str, int]:
+        """Return the first steps that a trial has in common with those that are here, where it is worth it."""
+        found = {run.trial_id: shared_steps(run.spec, spec) for run in list(self._base.runs.values())}
+        return {trial_id: steps for trial_id, steps in found.items() if steps >= spec.plan.evaluate_every}
+
+    def _num_computing(self) -> int:
+        runs = list(self._base.runs.values())
+        return sum(not run.is_over and run.following is None for run in runs)
 
     def next_result(self, trial_id: str, after: int, timeout: float) -> Result | None:
         """Return what a trial told after its first `after` results, as soon as it has; None after `timeout` seconds.
@@ -169,11 +217,6 @@ class SharedBaseTrainer:
         """Let a trial go, now."""
         self._order(lambda: self._base.leave(trial_id), wait=False)
 
-    def load(self) -> tuple[int, list[str]]:
-        """Return how many trials compute here or wait to, and the ids of all that are in."""
-        runs = list(self._base.runs.values())
-        return sum(not run.is_over and run.following is None for run in runs), [run.trial_id for run in runs]
-
     def state(self) -> dict[str, Any]:
         """Return what the campaign records of this trainer."""
         return {
@@ -184,10 +227,6 @@ class SharedBaseTrainer:
             "limit": self._base.limit,
             "in_use": sum(run.slot is not None for run in list(self._base.runs.values())),
         }
-
-    def base_answers(self) -> list[RowPrediction] | None:
-        """Return what the base answers to the validation rows, once that is known."""
-        return self._base.base_answers
 
     # After the campaign
 
@@ -275,6 +314,7 @@ class SharedBaseTrainer:
                     order()
                 began = time.perf_counter()
                 is_busy = self._base.work()
+                self._write_base()
                 self._busy_seconds += time.perf_counter() - began if is_busy else 0.0
                 with self._changed:
                     self._changed.notify_all()
@@ -287,6 +327,14 @@ class SharedBaseTrainer:
         finally:
             with self._changed:
                 self._changed.notify_all()
+
+    def _write_base(self) -> None:
+        """Write what the base is worth on the validation rows, once it has been asked."""
+        record, answers = self.order.base_record, self._base.base_answers
+        if record is None or answers is None or record.exists():
+            return
+        value = estimate(self._base.metric, answers).to_record()
+        write_json(record, {"schema": "ftray/base/1", "validation": value, "n": len(answers)})
 
     def end(self) -> None:
         """Stop computing; what is in a checkpoint stays."""
