@@ -61,17 +61,18 @@ def _fanova(columns: Mapping[str, _Column], accuracies: Sequence[float], higher_
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         study = optuna.create_study(direction="maximize" if higher_is_better else "minimize")
+        # Shares do not depend on the scale, but squares of exploded perplexities would overflow.
+        largest = max(map(abs, accuracies))
         for position, accuracy in enumerate(accuracies):
             params = {name: column.values[position] for name, column in columns.items()}
-            study.add_trial(optuna.create_trial(params=params, distributions=distributions, value=accuracy))
+            study.add_trial(optuna.create_trial(params=params, distributions=distributions, value=accuracy / largest))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             shares = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=SEED))
     finally:
         optuna.logging.set_verbosity(verbosity)
-    # Trees that never split, and accuracies whose squares overflow, say nothing of any field.
-    total = float(sum(shares.values()))
-    return {name: float(share) for name, share in shares.items()} if math.isfinite(total) and total > 0 else {}
+    # Trees that never split say nothing of any field: Optuna gives zeros for it.
+    return {name: float(share) for name, share in shares.items()} if any(shares.values()) else {}
 
 
 def _columns(configs: Sequence[Config]) -> dict[str, _Column]:
