@@ -150,12 +150,12 @@ def _how_it_won(ranked: Sequence[TrialResult], criteria: Mapping[str, Criterion]
             continue
         left = [result for result, key in zip(tied, keys, strict=True) if key == keys[0]]
         if len(left) == 1:
-            among = f"of {len(ranked)} trials" if not passed else f"among {len(tied)} tied trials"
-            after = f", after equal {' and '.join(passed)}" if passed else ""
-            return f"{who} has the {name} {among}{after}."
+            if not passed:
+                return f"{who} has the {name} of {len(ranked)} trials."
+            return f"{who} wins by {name} among {len(tied)} trials with equal {' and '.join(passed)}."
         passed.append(_without_its_direction(name))
         tied = left
-    return f"{who} is first by its id alone among {len(tied)} tied trials: nothing measured tells them apart."
+    return f"{who} is first by its id alone among {len(tied)} trials: nothing measured tells them apart."
 
 
 def _without_its_direction(name: str) -> str:
