@@ -13,6 +13,8 @@ from ftray.evaluate.intervals import (
     RowStatistics,
     bootstrap,
     mcnemar,
+    newcombe,
+    percentile_estimate,
     randomisation,
     resample,
     wilson,
@@ -53,6 +55,55 @@ def test_wilson_holds_the_value_inside_zero_and_one(counts: tuple[int, int]) -> 
 )
 def test_mcnemar_is_the_exact_binomial(first: int, second: int, p_value: float) -> None:
     assert mcnemar(first, second) == pytest.approx(p_value, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("counts", "low", "high"),
+    [
+        # Fagerland, Lydersen and Laake 2017, Statistical Analysis of Contingency Tables, chapter 8 (first - second).
+        ((59, 6, 16, 80), -0.1186, -0.0046),
+    ],
+)
+def test_newcombe_gives_the_published_bounds(counts: tuple[int, int, int, int], low: float, high: float) -> None:
+    both, only_first, only_second, neither = counts
+    estimate = newcombe(both, only_first, only_second, neither)
+    assert estimate.value == pytest.approx((only_second - only_first) / sum(counts))
+    assert (-estimate.high, -estimate.low) == pytest.approx((low, high), abs=1e-4)
+
+
+@given(st.tuples(*[st.integers(0, 300)] * 4).filter(any), st.sampled_from([0.5, 0.95, 0.999]))
+def test_newcombe_turns_with_its_sides_and_holds_the_value(counts: tuple[int, int, int, int], level: float) -> None:
+    both, only_first, only_second, neither = counts
+    estimate = newcombe(both, only_first, only_second, neither, level=level)
+    turned = newcombe(both, only_second, only_first, neither, level=level)
+    assert -1 <= estimate.low <= estimate.value <= estimate.high <= 1
+    assert (estimate.low, estimate.high) == pytest.approx((-turned.high, -turned.low), abs=1e-12)
+
+
+def test_models_that_agree_on_every_row_may_still_differ_a_little_elsewhere() -> None:
+    estimate = newcombe(80, 0, 0, 20)
+    assert estimate.value == 0
+    assert -0.05 < estimate.low < 0 < estimate.high < 0.05
+
+
+@pytest.mark.parametrize("level", [0.95, 0.99])
+def test_newcombe_holds_the_true_difference_as_often_as_it_says(level: float) -> None:
+    random = np.random.default_rng(3)
+    tables = random.multinomial(300, [0.70, 0.06, 0.10, 0.14], size=2000).tolist()
+    estimates = [newcombe(*table, level=level) for table in tables]
+    held = np.mean([estimate.low <= 0.04 <= estimate.high for estimate in estimates])
+    assert held == pytest.approx(level, abs=0.01)
+
+
+def test_a_surer_interval_is_wider_and_holds_the_others() -> None:
+    draws = np.random.default_rng(0).normal(size=20_000)
+    usual, surer = (percentile_estimate(0.0, draws, level=level) for level in (0.95, 0.99))
+    assert (usual.low, usual.high) == pytest.approx((-1.96, 1.96), abs=0.05)
+    assert (surer.low, surer.high) == pytest.approx((-2.576, 2.576), abs=0.1)
+    assert (
+        wilson(80, 100, level=0.99).low < wilson(80, 100).low < wilson(80, 100).high < wilson(80, 100, level=0.99).high
+    )
+    assert wilson(80, 100, level=0.99).low == pytest.approx(0.6799, abs=1e-4)
 
 
 def test_the_bootstrap_of_a_mean_agrees_with_the_normal_interval() -> None:
