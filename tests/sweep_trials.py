@@ -8,7 +8,7 @@ import numpy as np
 
 from ftray.evaluate.intervals import FloatArray, RowStatistics
 from ftray.sweep.comparison import Scores
-from ftray.sweep.records import Point, TrialResult
+from ftray.campaign import Point, TrialResult
 
 
 def trial(trial_id: str, accuracy: float | None, loss: float = 1.0, **others: Any) -> TrialResult:

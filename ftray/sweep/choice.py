@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from ftray.sweep.records import TrialResult
+from ftray.campaign import TrialResult
 
 Criterion = Callable[[TrialResult], float | None]
 """What a trial is ranked by, the lower the better; None where it cannot be said of this trial."""

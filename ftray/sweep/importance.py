@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ftray.space import Value
-from ftray.sweep.records import Config, TrialResult
+from ftray.campaign import Config, TrialResult
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,23 +20,42 @@ GAIN = 0.03
 """Share by which a trial's step must get faster for twice the slots: below it is noise."""
 
 
-def measure(base: SharedBase, specs: Sequence[TrialSpec], *, start: int) -> dict[int, float]:
+def measure(
+    make_base: Callable[[int], SharedBase], specs: Sequence[TrialSpec], *, start: int, most: int
+) -> dict[int, float]:
     """Return seconds per trial and step for `start` trials at a time, and for twice as many as long as that is faster.
 
-    Never more than there are slots or trials. The trials measured are copies: nothing of them stays.
+    `make_base` gives a fresh base with so many slots. Never more than `most` or than there are trials; empty where not
+    even one trial fits into memory. The trials measured are copies: nothing of them stays.
     """
-    most = min(base.bank.slots, len(specs))
+    most = min(most, len(specs))
     count = min(start, most)
     seconds: dict[int, float] = {}
-    while True:
-        found = _seconds_per_step(base, specs[:count])
+    while count >= 1 and count not in seconds:
+        found = _measured(make_base, specs[:count])
         if found is None:
-            return seconds
+            if seconds:
+                break
+            # Not even these fit: fewer.
+            count //= 2
+            continue
         seconds[count] = found
-        is_slower = len(seconds) > 1 and found > (1 - GAIN) * seconds[count // 2]
-        if is_slower or 2 * count > most:
-            return seconds
+        before = seconds.get(count // 2)
+        if 2 * count > most or (before is not None and found > (1 - GAIN) * before):
+            break
         count *= 2
+    return seconds
+
+
+def _measured(make_base: Callable[[int], SharedBase], specs: Sequence[TrialSpec]) -> float | None:
+    """Return seconds per trial and step; None where memory does not suffice."""
+    try:
+        base = make_base(len(specs))
+        return _seconds_per_step(base, specs)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
 
 
 def fastest(seconds: dict[int, float]) -> int:
@@ -49,8 +68,6 @@ def fastest(seconds: dict[int, float]) -> int:
 
 
 def _seconds_per_step(base: SharedBase, specs: Sequence[TrialSpec]) -> float | None:
-    """Return the median seconds of a step divided by its trials; None where memory does not suffice."""
-    notes, limit = len(base.notes), base.limit
     with tempfile.TemporaryDirectory() as place:
         runs = [
             base.join(replace(spec, trial_id=f"measured-{index}"), RunDirectory(Path(place) / str(index)))
@@ -61,20 +78,14 @@ def _seconds_per_step(base: SharedBase, specs: Sequence[TrialSpec]) -> float | N
         try:
             for _ in range(1 + TIMED_STEPS):
                 began = time.perf_counter()
-                base.step([run for run in runs if run.slot is not None and not run.is_over])
+                base.step(runs)
                 if base.bank.device.type == "cuda":
                     torch.cuda.synchronize(base.bank.device)
                 times.append(time.perf_counter() - began)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return None
+                if base.notes or any(run.failure for run in runs):
+                    # It ran out of memory and went on with less.
+                    return None
         finally:
             for run in runs:
                 base.leave(run.trial_id)
-    if len(base.notes) > notes:
-        # It ran out of memory and went on with less.
-        base.limit = limit
-        del base.notes[notes:]
-        return None
     return min(times[1:]) / len(specs)

@@ -19,7 +19,7 @@ from ftray.data.tokenization import TokenizedExample
 from ftray.errors import RunError, is_out_of_memory
 from ftray.evaluate.config import Metric
 from ftray.evaluate.loss import mean_losses
-from ftray.evaluate.metrics import aggregate
+from ftray.evaluate.metrics import aggregate, estimate
 from ftray.evaluate.predict import Answers, Asked, RowPrediction, predict_slots
 from ftray.evaluate.tasks import Task
 from ftray.model.bank import Bank
@@ -407,7 +407,7 @@ class SharedBase:
         losses = self._validation_losses(predictions, slots)
         seconds = time.perf_counter() - began
         for run, rows, loss in zip(runs, predictions, losses, strict=True):
-            value = aggregate(self.metric, rows)
+            value = estimate(self.metric, rows)
             for one in [one for one in self._group(run) if one.is_due]:
                 one.evaluated(value=value, loss=loss, seconds=seconds)
                 self._save(one, _slot(run))

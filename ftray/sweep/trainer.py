@@ -95,7 +95,7 @@ class SharedBaseTrainer:
             stop_token_ids=datasets.tokenization.stop_token_ids,
             metric_digest=digest_of(job.evaluate.task.model_dump()),
         )
-        self._base = self._make_base(order.slots)
+        self._base = self._make_base(1)
         self._orders: list[Callable[[], None]] = []
         self._changed = threading.Condition()
         self._joining = threading.Lock()
@@ -118,12 +118,19 @@ class SharedBaseTrainer:
         base.wants_base = self.order.base_record is not None and not self.order.base_record.exists()
         return base
 
+    def _remake_base(self, slots: int) -> SharedBase:
+        self._base.bank.detach()
+        self._base = self._make_base(slots)
+        return self._base
+
     # Before the campaign
 
-    def choose_slots(self, specs: Sequence[TrialSpec], *, start: int) -> tuple[int, dict[int, float]]:
+    def choose_slots(self, configs: Sequence[Config], *, start: int) -> tuple[int, dict[int, float]]:
         """Measure how many trials to train at a time; return that and the seconds per trial and step."""
         assert self._thread is None, "slots are chosen before trials join"
-        seconds = measure(self._base, specs, start=start)
+        seconds = measure(
+            self._remake_base, [self._spec_of(config) for config in configs], start=start, most=self.order.slots
+        )
         if not seconds:
             raise RunError(
                 "one trial alone does not fit into memory",
@@ -137,8 +144,7 @@ class SharedBaseTrainer:
         if self._thread is not None:
             return
         if slots != self._base.bank.slots:
-            self._base.bank.detach()
-            self._base = self._make_base(slots)
+            self._remake_base(slots)
         self._thread = threading.Thread(target=self._work, name="trials", daemon=True)
         self._thread.start()
 
@@ -230,11 +236,15 @@ class SharedBaseTrainer:
 
     # After the campaign
 
-    def answer(self, adapters: Mapping[str, Path], which: Sequence[str], *, with_base: bool) -> dict[str, Answers]:
-        """Return what adapters, and the base as "", answer to tasks: `validation`, `test`, `general` or both.
+    def answer(
+        self, adapters: Mapping[str, Path], which: Sequence[str], slots: int, *, with_base: bool
+    ) -> dict[str, Answers]:
+        """Return what adapters, and the base as "", answer to tasks: of `held_out` and `general`.
 
-        Nothing may be training.
+        Trials that are still in leave: a campaign asks when none trains any more.
         """
+        with self._joining:
+            self.start(slots)
         tasks = [task for kind in which for task in self._tasks(kind)]
         answers: dict[str, Answers] = {}
         done = threading.Event()
@@ -273,13 +283,11 @@ class SharedBaseTrainer:
 
     def _tasks(self, kind: str) -> list[Any]:
         final: FinalTasks = self._final
-        if kind == "validation":
-            return [self._rows.validation]
         task, *general = [task for task in final.tasks if task.lm_eval is None]
         if kind == "general":
             return general
-        assert kind == "test", f"no tasks are called {kind}"
-        return [task] if final.split == "test" else []
+        assert kind == "held_out", f"no tasks are called {kind}"
+        return [task]
 
     # The computing thread
 

@@ -10,6 +10,7 @@ from ftray.artifacts import RunDirectory, read_json, write_json
 from ftray.data.conversations import REPLAY
 from ftray.data.tokenization import TokenizedExample
 from ftray.evaluate.config import LOWER_IS_BETTER, Metric
+from ftray.evaluate.intervals import Estimate
 from ftray.sweep.trial import TrialSpec
 from ftray.tracking import Mirror, TensorBoard, Tracker, current_lines, next_attempt
 from ftray.train.loop import Clock, Computed, best_step, step_line
@@ -158,18 +159,19 @@ class TrialRun:
             )
         self.is_due = training.plan.evaluates_at(self.progress.step)
 
-    def evaluated(self, *, value: float, loss: float, seconds: float) -> None:
+    def evaluated(self, *, value: Estimate, loss: float, seconds: float) -> None:
         """Take an evaluation of the step just done."""
         self.is_due = False
         self._seconds += seconds
-        self.training.evaluated(value=value, validation_loss=loss)
+        self.training.evaluated(value=value.value, validation_loss=loss)
         self._tell(
             {
                 "trial_id": self.trial_id,
                 "step": self.progress.step,
                 "epoch": self.training.epoch,
                 "tokens": self.progress.tokens,
-                "validation_accuracy": value,
+                "validation_accuracy": value.value,
+                "validation_estimate": value.to_record(),
                 "validation_loss": loss,
                 "train_loss": self.progress.train_loss if self.progress.train_loss is not None else loss,
             }
@@ -184,6 +186,8 @@ class TrialRun:
             "best_validation_accuracy": best.value if best else told["validation_accuracy"],
             "best_validation_loss": best.validation_loss if best else told["validation_loss"],
             "best_step": best.step if best else told["step"],
+            "best_estimate": self._estimate_at(best.step, told) if best else told["validation_estimate"],
+            "prefix_of": self.following.trial_id if self.following else None,
             "warmup_steps": training.plan.schedule.warmup_steps,
             "seconds": self._seconds,
             "nonfinite": "",
@@ -203,6 +207,12 @@ class TrialRun:
             }
         )
         self.results.append(result)
+
+    def _estimate_at(self, step: int, told: Result) -> dict[str, Any]:
+        """Return the value of an evaluation with its interval, as it was told."""
+        return next(
+            dict(result["validation_estimate"]) for result in (told, *reversed(self.results)) if result["step"] == step
+        )
 
     @property
     def best(self) -> Any:
@@ -234,6 +244,7 @@ class TrialRun:
             "best_validation_accuracy": worst,
             "best_validation_loss": infinite,
             "best_step": 0,
+            "prefix_of": None,
             "warmup_steps": self.training.plan.schedule.warmup_steps,
             "seconds": self._seconds,
             "nonfinite": "",

@@ -146,7 +146,7 @@ def launch(worker: Worker, payload: dict[str, Any], *, plan: Plan, run: Path) ->
             name="checkpoints",
             storage_path=str(run),
             failure_config=train.FailureConfig(max_failures=plan.max_failures, controller_failure_limit=1),
-            worker_runtime_env={"env_vars": _worker_environment(plan)},
+            worker_runtime_env={"env_vars": worker_environment(has_gpu=plan.gpus_per_worker > 0)},
         ),
     )
     try:
@@ -188,9 +188,10 @@ def _resources(plan: Plan) -> dict[str, float]:
     return resources
 
 
-def _worker_environment(plan: Plan) -> dict[str, str]:
+def worker_environment(*, has_gpu: bool) -> dict[str, str]:
+    """Return the environment of a worker, which computes on a GPU or not."""
     environment = {"TOKENIZERS_PARALLELISM": "false", **MALLOC_ENVIRONMENT}
-    if not plan.gpus_per_worker:
+    if not has_gpu:
         environment["DS_ACCELERATOR"] = "cpu"
     passed = {name for name in os.environ if name in PASSED_ON or name.startswith(PASSED_PREFIXES)}
     if os.environ.get("RAY_ADDRESS") is None and "PATH" in os.environ:

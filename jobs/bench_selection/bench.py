@@ -25,7 +25,7 @@ from ftray.evaluate.intervals import RowStatistics, mcnemar, wilson
 from ftray.sweep.choice import choose
 from ftray.sweep.comparison import Comparison, Scores, compare_finalists
 from ftray.sweep.recommendation import recommend
-from ftray.sweep.records import Point, TrialResult
+from ftray.campaign import Point, TrialResult
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sweep_trials import trial
 
 from ftray.sweep.choice import choose, pareto, rank
-from ftray.sweep.records import TrialResult
+from ftray.campaign import TrialResult
 
 NAN, INFINITY = float("nan"), float("inf")
 ids = st.integers(0, 2**48 - 1).map(lambda number: f"{number:012x}")

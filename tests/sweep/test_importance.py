@@ -9,7 +9,7 @@ import pytest
 from sweep_trials import trial
 
 from ftray.sweep.importance import importance
-from ftray.sweep.records import TrialResult
+from ftray.campaign import TrialResult
 
 
 def campaign(num_trials: int = 20, scale: float = 1.0) -> list[TrialResult]:

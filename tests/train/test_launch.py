@@ -18,7 +18,7 @@ from ftray.errors import InputError, RunError
 from ftray.finetune import check, finetune, write_records
 from ftray.job import LoadedJob, run_directory, run_id_of
 from ftray.tracking import current_lines
-from ftray.train.launch import _worker_environment, connect, launch, require_place, require_resources
+from ftray.train.launch import connect, launch, require_place, require_resources, worker_environment
 from ftray.work import WorkOrder, work
 
 pytestmark = [
@@ -250,10 +250,10 @@ def test_workers_elsewhere_keep_their_own_path(tiny: ModuleType, monkeypatch: py
     monkeypatch.setenv("HF_TOKEN", "token")
     monkeypatch.setenv("PYTHONPATH", "/here")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    here = _worker_environment(tiny.plan(workers=1))
+    here = worker_environment(has_gpu=False)
     assert (here["WANDB_API_KEY"], here["HF_TOKEN"], here["PYTHONPATH"]) == ("key", "token", "/here")
     monkeypatch.setenv("RAY_ADDRESS", "ray.example:6379")
-    elsewhere = _worker_environment(tiny.plan(workers=1))
+    elsewhere = worker_environment(has_gpu=False)
     assert (elsewhere["WANDB_API_KEY"], elsewhere["HF_TOKEN"]) == ("key", "token")
     assert elsewhere["PYTHONPATH"] == "/here"
     assert elsewhere["GOMP_SPINCOUNT"] == os.environ["GOMP_SPINCOUNT"]
