@@ -1,0 +1,100 @@
+"""What a campaign does while Tune decides: each trial that ends gets its line, its adapter is kept, its slot is freed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+from ray import tune
+
+from ftray.campaign import Ledger, SweepDirectory, TrialResult
+from ftray.sweep.configurations import Configurations
+from ftray.sweep.ending import Stops, result_of, state_of
+from ftray.sweep.mode import Mode
+from ftray.sweep.spent import Spent
+from ftray.sweep.trainer import SEED
+from ftray.sweep.trial import TrialSpec
+
+
+class Watcher(Protocol):
+    """Who shows a campaign to people."""
+
+    def on_start(self, trial_id: str, config: dict[str, Any]) -> None:
+        """Take a trial that begins."""
+
+    def on_result(self, trial_id: str, config: dict[str, Any], result: dict[str, Any]) -> None:
+        """Take an evaluation."""
+
+    def on_end(self, result: TrialResult) -> None:
+        """Take a trial that has ended."""
+
+
+class LedgerCallback(tune.Callback):  # type: ignore[misc]
+    """Writes the ledger from what Tune says."""
+
+    def __init__(
+        self,
+        *,
+        configurations: Configurations,
+        ledger: Ledger,
+        directory: SweepDirectory,
+        mode: Mode,
+        watcher: Watcher,
+        stops: Callable[[], Stops],
+        spent: Spent,
+        role: Literal["search", "seed"] = "search",
+    ) -> None:
+        self._configurations = configurations
+        self._ledger = ledger
+        self._directory = directory
+        self._mode = mode
+        self._watcher = watcher
+        self._stops = stops
+        self._spent = spent
+        self._role = role
+        self._last: dict[str, dict[str, Any]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave everything behind: Tune copies its callbacks into a file that is never read."""
+        return {}
+
+    def _spec(self, trial: Any) -> TrialSpec:
+        config = {field: value for field, value in trial.config.items() if field != SEED}
+        return self._configurations.spec(config, seed=trial.config.get(SEED))
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Show that a trial begins."""
+        spec = self._spec(trial)
+        self._watcher.on_start(spec.trial_id, spec.config)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Note what a trial told."""
+        self._spent.write()
+        if "trial_id" in result and "best_step" in result:
+            told = dict(result)
+            told["trial_id"] = self._spec(trial).trial_id
+            self._last[told["trial_id"]] = told
+            self._watcher.on_result(told["trial_id"], trial.config, told)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Write the line of a trial that has come to its end or was stopped."""
+        self._end(trial, error="")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Write the line of a trial whose client has failed for good."""
+        text = str(getattr(trial, "get_error", lambda: None)() or "its client failed")
+        self._end(trial, error=text.strip().splitlines()[-1])
+
+    def _end(self, trial: Any, *, error: str) -> None:
+        spec = self._spec(trial)
+        last = self._last.get(spec.trial_id)
+        state, reason = state_of(spec.trial_id, last, self._stops(), error=error)
+        has_value = last is not None and last["best_step"] > 0
+        # Its best checkpoint stays as it is: what a trial computes after its last result is never told, nor kept.
+        adapter = self._mode.export(spec.trial_id, last["best_step"]) if last is not None and has_value else None
+        result = result_of(spec, last, state, reason, adapter=adapter, role=self._role)
+        self._ledger.append(result)
+        self._mode.release(spec.trial_id)
+        self._watcher.on_end(result)

@@ -1,0 +1,86 @@
+"""Who trains a campaign's trials: shared bases, or a Ray Train run for each. One seam, and which side a job takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from ftray.errors import InputError
+from ftray.evaluate.predict import Answers
+from ftray.job import Job
+from ftray.train.plan import Plan
+
+ModeName = Literal["shared", "trainers"]
+BASE = ""
+"""The base's name among those that are asked."""
+
+
+class Mode(Protocol):
+    """What a campaign needs of who trains its trials."""
+
+    workers: int
+    """Trainers, or trials at a time."""
+    slots: int | None
+    """Trials that share one base."""
+    concurrency: int
+    """Trials that Tune runs at a time."""
+
+    def trainable(self) -> Any:
+        """Return what Tune runs for a trial."""
+
+    def callbacks(self) -> list[Any]:
+        """Return Tune callbacks of its own."""
+
+    def release(self, trial_id: str) -> None:
+        """Free what a trial holds: it has ended."""
+
+    def export(self, trial_id: str, best_step: int) -> Path:
+        """Keep the adapter or model of a trial's step as the trial's own; return its folder."""
+
+    def answer(self, folders: Mapping[str, Path], which: Sequence[str], *, with_base: bool) -> dict[str, Answers]:
+        """Return what the adapters or models in these folders answer to tasks; the base's name is `BASE`.
+
+        `which`: of `held_out` (the test rows, or the validation rows where there are none) and `general` (the probes).
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the record says of it."""
+
+    def close(self) -> None:
+        """End every process it started."""
+
+
+def choose_mode(job: Job, plan: Plan, *, forced: str | None = None) -> tuple[ModeName, str]:
+    """Return who trains, and why. Raises InputError when shared bases are wanted and impossible."""
+    sweep_mode = job.sweep.mode if job.sweep else "auto"
+    wanted = forced or (sweep_mode if sweep_mode != "auto" else None)
+    obstacle = _obstacle(job, plan)
+    if wanted == "trainers":
+        return "trainers", "--force-mode says so" if forced else "the job says so (sweep.mode)"
+    if wanted == "shared":
+        if obstacle is not None:
+            raise InputError(
+                f"these trials cannot share a base: {obstacle}",
+                kind="incompatible",
+                given="shared",
+                allowed="trainers",
+                hint="Set sweep.mode: trainers, or remove it: auto takes what is possible.",
+                path="sweep.mode",
+            )
+        return "shared", "--force-mode says so" if forced else "the job says so (sweep.mode)"
+    if obstacle is not None:
+        return "trainers", obstacle
+    return "shared", "LoRA trials fit on one copy of the base"
+
+
+def _obstacle(job: Job, plan: Plan) -> str | None:
+    """Return why trials of this job cannot share a base, or None."""
+    settings = job.compute.deepspeed
+    if job.method.kind == "full":
+        return "full fine-tuning changes the base itself"
+    if plan.precision == "fp16":
+        return "fp16 needs a loss scale for each training"
+    if settings.stage == 3 or settings.offload_parameters != "none":
+        return "the job shards its base (ZeRO-3), which then does not fit one accelerator"
+    return None

@@ -1,0 +1,216 @@
+"""A campaign from its job to its winner: Ray Tune decides which trials there are and which go on, a mode trains them.
+
+The same command again goes on: trials that have ended are in the ledger and are not run again, the others resume from
+their last checkpoints. Tune's own snapshots are not read.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Protocol
+
+from ftray.artifacts import digest_of, now, read_json, require_writable, run_lock, write_json
+from ftray.campaign import Config, SweepDirectory
+from ftray.errors import Interrupted
+from ftray.finetune import require_workers, sample_replay
+from ftray.job import LoadedJob
+from ftray.sweep.callback import Watcher
+from ftray.sweep.conclude import conclude, interrupted_record
+from ftray.sweep.mode import Mode
+from ftray.sweep.prepare import Campaign, prepare_campaign, sweep_directory, sweep_id_of
+from ftray.sweep.spent import Spent
+from ftray.sweep.tuning import Search
+from ftray.tracking import require_trackers
+
+TUNE_SETTINGS = {
+    # Our ledger and metrics are the record; Tune's own files would be written per result.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    # Ctrl-C is a KeyboardInterrupt here, as in every command.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+class Display(Watcher, Protocol):
+    """Who shows a campaign to people."""
+
+    def say(self, text: str) -> None:
+        """Say what goes on."""
+
+    def on_plan(self, plan: dict[str, Any]) -> None:
+        """Take what is about to run."""
+
+    def advance(self, done: int, total: int, unit: str) -> None:
+        """Take how much of something is done."""
+
+
+def sweep(loaded: LoadedJob, *, display: Display, forced: str | None = None) -> dict[str, Any]:
+    """Run a campaign, or go on with it; return sweep.json.
+
+    Raises InputError when nothing was started, RunError when no trial could be trained, Interrupted after its records
+    are written.
+    """
+    require_trackers(loaded.job.tracking)
+    sweep_id = sweep_id_of(loaded)
+    directory = sweep_directory(loaded, sweep_id)
+    earlier = finished_record(directory, loaded)
+    if earlier is not None:
+        return {**earlier, "reused": True}
+    display.say("Checking the job, its data, its model and its space")
+    campaign = prepare_campaign(loaded, sweep_id=sweep_id, forced=forced)
+    if campaign.mode == "trainers":
+        require_workers(campaign.prepared.plan)
+    require_writable(directory.trials, hint="Choose another place with --storage DIR, or the job's `storage`.")
+    with run_lock(directory.driver_lock):
+        if campaign.prepared.datasets.awaits_sampling:
+            sample_replay(loaded, campaign.prepared, lambda done, total: display.advance(done, total, "texts"))
+            campaign = prepare_campaign(loaded, sweep_id=sweep_id, forced=forced)
+        write_records(campaign)
+        display.on_plan(campaign.to_record())
+        return run_campaign(campaign, display)
+
+
+def finished_record(directory: SweepDirectory, loaded: LoadedJob) -> dict[str, Any] | None:
+    """Return the record of a finished campaign that was judged as the job now says; else None."""
+    if not directory.sweep.exists():
+        return None
+    record: dict[str, Any] = read_json(directory.sweep)
+    is_over = record["status"] in ("completed", "failed") or (
+        record["status"] == "budget" and record["ends_digest"] == ends_digest(loaded)
+    )
+    return record if is_over and record["judged_digest"] == judged_digest(loaded) else None
+
+
+def judged_digest(loaded: LoadedJob) -> str:
+    """Return the digest of what decides how a finished campaign is judged, beside its trials."""
+    finalists = loaded.job.sweep.finalists if loaded.job.sweep else None
+    return digest_of({"evaluate": loaded.job.evaluate.model_dump(mode="json"), "finalists": finalists})
+
+
+def ends_digest(loaded: LoadedJob) -> str:
+    """Return the digest of a campaign's budget: with another one it goes on."""
+    budget = loaded.job.sweep.budget if loaded.job.sweep else None
+    return digest_of(budget.model_dump() if budget else None)
+
+
+def write_records(campaign: Campaign) -> None:
+    """Write job.json and audit.json."""
+    record = {
+        "schema": "ftray/job/1",
+        "sweep_id": campaign.sweep_id,
+        "smoke": campaign.loaded.smoke,
+        "attempt_salt": campaign.loaded.attempt_salt,
+        "base_folder": str(campaign.loaded.base),
+        "job": campaign.loaded.job.model_dump(mode="json"),
+        "data_digests": campaign.prepared.datasets.digests,
+        "campaign": campaign.to_record(),
+    }
+    write_json(campaign.directory.job, record)
+    write_json(campaign.directory.audit, campaign.prepared.audit.to_record())
+
+
+def run_campaign(campaign: Campaign, display: Display) -> dict[str, Any]:
+    """Train, choose, compare; return sweep.json."""
+    from ftray.train.launch import connect
+
+    spent = Spent(campaign.directory.root / "spent.json")
+    started_at = now()
+    for name, value in TUNE_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    display.say("Starting Ray and the trainers")
+    started_here = connect()
+    mode: Mode | None = None
+    try:
+        mode = open_mode(campaign)
+        spent.start_trainers(mode.workers)
+        searched = Search(campaign, mode, display, spent)
+        searched.run()
+        record = conclude(
+            campaign,
+            mode,
+            spent,
+            ended_by_budget=searched.is_out_of_budget,
+            deduplicated=searched.deduplicated,
+            startup_seconds=searched.startup_seconds,
+            again=searched.train_again,
+            say=display.say,
+            started_at=started_at,
+        )
+        record |= {"judged_digest": judged_digest(campaign.loaded), "ends_digest": ends_digest(campaign.loaded)}
+    except KeyboardInterrupt as error:
+        spent.write(at_once=True)
+        write_json(campaign.directory.sweep, interrupted_record(campaign, spent, started_at=started_at))
+        raise Interrupted(
+            f"interrupted; {campaign.directory.root} keeps its trials",
+            kind="interrupted",
+            hint="Run the same command again: it goes on with the trials that have not ended.",
+        ) from error
+    finally:
+        if mode is not None:
+            mode.close()
+        spent.stop_trainers()
+        spent.write(at_once=True)
+        if started_here:
+            import ray
+
+            ray.shutdown()
+    write_json(campaign.directory.sweep, record)
+    write_report(campaign.directory)
+    return record
+
+
+def write_report(directory: SweepDirectory) -> None:
+    """Write report.html from the records."""
+    from ftray.report.sweep_render import render_sweep
+
+    render_sweep(directory)
+
+
+def open_mode(campaign: Campaign) -> Mode:
+    """Start whoever trains the trials."""
+    if campaign.mode == "shared":
+        from ftray.model.base import own_precision
+        from ftray.sweep.shared import SharedBases
+        from ftray.sweep.trainer import TrainerOrder
+
+        order = TrainerOrder(
+            loaded=campaign.loaded,
+            precision=campaign.prepared.plan.precision,
+            slots=1,
+            rank=largest_rank(campaign),
+            data_digests=campaign.prepared.datasets.digests,
+            base_record=campaign.directory.root / "base.json",
+            folder=campaign.directory.trials,
+            configurations=campaign.configurations,
+            sampling_precision=own_precision(),
+        )
+        return SharedBases(
+            order,
+            campaign.settings,
+            campaign.directory,
+            num_trials=campaign.num_trials,
+            first=first_configs(campaign),
+            family=campaign.family,
+        )
+    from ftray.sweep.per_trial import TrialTrainers
+
+    return TrialTrainers(campaign)
+
+
+def largest_rank(campaign: Campaign) -> int:
+    """Return the largest rank that a trial can have."""
+    ranks = campaign.space.dimensions.get("rank", [])
+    swept = ranks if isinstance(ranks, list) else ranks.bounds
+    return max(campaign.loaded.job.method.rank, *(int(rank) for rank in swept), 1)
+
+
+def first_configs(campaign: Campaign, count: int = 32) -> list[Config]:
+    """Return some configurations of the campaign, to be measured with."""
+    from itertools import islice
+
+    from ftray.sweep.configurations import sample
+
+    drawn = islice(sample(campaign.space, seed=campaign.loaded.job.seed), count - 1)
+    return [campaign.configurations.default().config, *drawn]

@@ -1,0 +1,132 @@
+"""The mode `shared`: trainers as Ray actors, one for each GPU or CPU, each with the base once and slots for trials."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from ftray.artifacts import RunDirectory
+from ftray.campaign import Config, SweepDirectory
+from ftray.evaluate.predict import Answers
+from ftray.space import SweepConfig
+from ftray.sweep.client import SharedTrial
+from ftray.sweep.mode import BASE
+from ftray.sweep.slot_state import export_adapter
+from ftray.sweep.trainer import SharedBaseTrainer, TrainerOrder
+from ftray.train.launch import cluster_nodes, worker_environment
+
+START_CPU = 2
+START_GPU = 4
+"""Slots that are measured first: fewer are never the fastest."""
+MOST_SLOTS = 32
+SPARE_CALLS = 8
+"""Calls a trainer answers at a time beside those of its clients, each of which waits in one."""
+THIN = {"node:__internal_head__": 0.001}
+"""What a trial's client holds: a place on the head node and no CPU."""
+
+
+class SharedBases:
+    """The trainers of a campaign."""
+
+    def __init__(
+        self,
+        order: TrainerOrder,
+        sweep: SweepConfig,
+        directory: SweepDirectory,
+        *,
+        num_trials: int,
+        first: Sequence[Config],
+        family: int = 1,
+    ) -> None:
+        """Start them and choose the slots with the `first` configurations of the campaign.
+
+        `family`: so many trials may be the beginning of one another; only one of them computes.
+        """
+        nodes = cluster_nodes()
+        gpus = int(sum(float(node.get("GPU", 0)) for node in nodes))
+        cpus = int(sum(float(node.get("CPU", 0)) for node in nodes))
+        places = gpus or max(1, cpus)
+        self.directory = directory
+        self.workers = min(num_trials, places if sweep.workers == "auto" else min(sweep.workers, places))
+        most = math.ceil(num_trials / self.workers)
+        wanted = min(most, MOST_SLOTS) if sweep.slots == "auto" else sweep.slots
+        order = replace(order, slots=wanted, threads=None if gpus else 1)
+        self.trainers = [
+            _actor(order if index == 0 else replace(order, base_record=None), has_gpu=gpus > 0)
+            for index in range(self.workers)
+        ]
+        self.measured: dict[int, float] = {}
+        self.slots: int = wanted
+        if sweep.slots == "auto":
+            start = START_GPU if gpus else START_CPU
+            self.slots, self.measured = ray.get(self.trainers[0].choose_slots.remote(list(first), start=start))
+        self.concurrency = min(num_trials, self.workers * self.slots * family)
+
+    def trainable(self) -> Any:
+        """Return the thin client of the trainers."""
+        bound = tune.with_parameters(SharedTrial, trainers=self.trainers, slots=self.slots)
+        return tune.with_resources(bound, THIN)
+
+    def callbacks(self) -> list[Any]:
+        """Return none."""
+        return []
+
+    def release(self, trial_id: str) -> None:
+        """Free a trial's slot, wherever it is."""
+        for trainer in self.trainers:
+            trainer.leave.remote(trial_id)
+
+    def export(self, trial_id: str, best_step: int) -> Path:
+        """Copy the adapter of a trial's best checkpoint."""
+        return export_adapter(RunDirectory(self.directory.trial(trial_id).root), best_step)
+
+    def answer(self, folders: Mapping[str, Path], which: Sequence[str], *, with_base: bool) -> dict[str, Answers]:
+        """Let all trainers answer at a time, the adapters shared out among them."""
+        names = list(folders)
+        shares = [names[index :: self.workers] for index in range(self.workers)]
+        calls = []
+        for index, (trainer, share) in enumerate(zip(self.trainers, shares, strict=True)):
+            asks_base = with_base and index == self.workers - 1
+            if share or asks_base:
+                some = {name: folders[name] for name in share}
+                calls.append(trainer.answer.remote(some, list(which), self.slots, with_base=asks_base))
+        answers: dict[str, Answers] = {}
+        for found in ray.get(calls):
+            answers |= found
+        assert set(answers) == {*folders, *([BASE] if with_base else [])}, "everybody asked has answered"
+        return answers
+
+    def describe(self) -> dict[str, Any]:
+        """Return the trainers' notes, their peak memory and what was measured."""
+        states = ray.get([trainer.state.remote() for trainer in self.trainers])
+        return {
+            "notes": list(itertools.chain.from_iterable(state["notes"] for state in states)),
+            "trainers": [
+                {key: state[key] for key in ("busy_seconds", "peak_memory_bytes", "limit")} for state in states
+            ],
+            "seconds_per_trial_step": {str(count): seconds for count, seconds in self.measured.items()},
+        }
+
+    def close(self) -> None:
+        """End the trainers."""
+        for trainer in self.trainers:
+            ray.kill(trainer)
+
+
+def _actor(order: TrainerOrder, *, has_gpu: bool) -> Any:
+    """Return a trainer as an actor: one that dies is started again, and its trials join it anew."""
+    options: dict[str, Any] = {
+        "num_cpus": 1,
+        "num_gpus": 1 if has_gpu else 0,
+        "max_restarts": -1,
+        "max_concurrency": 2 * order.slots * 3 + SPARE_CALLS,
+        "runtime_env": {"env_vars": worker_environment(has_gpu=has_gpu)},
+    }
+    return ray.remote(SharedBaseTrainer).options(**options).remote(order)

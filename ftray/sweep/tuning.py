@@ -1,0 +1,185 @@
+"""The part of a campaign that Ray Tune runs: searcher, scheduler, stoppers and ledger around a mode's trainable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from ray import tune
+from ray.tune.stopper import CombinedStopper
+
+from ftray.artifacts import now, read_json
+from ftray.campaign import Config, Ledger, TrialResult
+from ftray.sweep.callback import LedgerCallback, Watcher
+from ftray.sweep.mode import Mode
+from ftray.sweep.prefixes import ordered
+from ftray.sweep.prepare import Campaign
+from ftray.sweep.schedulers import make_scheduler, replay
+from ftray.sweep.search import Planned, make_searcher
+from ftray.sweep.spent import Spent
+from ftray.sweep.stoppers import BudgetStopper, EarlyStopper, NonFinite
+from ftray.sweep.trainer import SEED
+from ftray.tracking import current_lines
+
+CLIENT_FAILURES = 3
+"""How often a trial's client may die before the trial counts as failed."""
+
+
+class Search:
+    """The part of a campaign that Ray Tune runs."""
+
+    def __init__(self, campaign: Campaign, mode: Mode, display: Watcher, spent: Spent) -> None:
+        self.campaign = campaign
+        self.mode = mode
+        self.display = display
+        self.spent = spent
+        self.ledger = Ledger(campaign.directory.ledger)
+        self.deduplicated = 0
+        self.startup_seconds = spent.now.wall - spent.before.wall
+        plan = campaign.prepared.plan
+        self._early = EarlyStopper(plan.early_stopping, higher_is_better=campaign.higher_is_better)
+        self._nonfinite = NonFinite()
+        self._budget = BudgetStopper(campaign.settings.budget, spent=lambda: spent.now)
+
+    @property
+    def is_out_of_budget(self) -> bool:
+        """Whether the budget ended it."""
+        return self._budget.is_spent
+
+    def run(self) -> None:
+        """Run the trials that have not ended yet."""
+        campaign, configurations = self.campaign, self.campaign.configurations
+        ended = {result.trial_id: result for result in self.ledger.results() if result.role == "search"}
+        left = campaign.num_trials - len(ended)
+        if left <= 0:
+            return
+        default = configurations.default()
+        points = [configurations.spec(config) for config in self._unfinished(ended)]
+        if default.trial_id not in ended and all(spec.trial_id != default.trial_id for spec in points):
+            points.insert(0, default)
+        if campaign.searcher == "grid":
+            points += ordered([spec for spec in configurations.grid() if spec.trial_id not in ended])
+        searcher = make_searcher(
+            campaign.searcher,
+            campaign.space,
+            points=[spec.config for spec in points],
+            trials=left,
+            seed=campaign.loaded.job.seed,
+            mode="max" if campaign.higher_is_better else "min",
+            key_of=configurations.key,
+            known=[
+                (result.config, result.best.validation_accuracy if result.best else None) for result in ended.values()
+            ],
+        )
+        scheduler = make_scheduler(
+            campaign.scheduler,
+            max_tokens=self._most_tokens(),
+            grace_tokens=self._grace_tokens(),
+            mode="max" if campaign.higher_is_better else "min",
+            default_trial_id=default.trial_id,
+        )
+        replay(scheduler, self._histories(ended))
+        self._fit(searcher, scheduler, num_samples=left, role="search")
+        self.deduplicated = searcher.deduplicated
+
+    def train_again(self, config: Config, seeds: Sequence[int]) -> list[TrialResult]:
+        """Train a configuration with other seeds, to its end; return these trials."""
+        configurations = self.campaign.configurations
+        ids = {seed: configurations.spec(config, seed=seed).trial_id for seed in seeds}
+        missing = [{**config, SEED: seed} for seed in seeds if ids[seed] not in self.ledger]
+        if missing:
+            self._fit(Planned(missing), None, num_samples=len(missing), role="seed")
+        return [result for result in self.ledger.results() if result.trial_id in ids.values()]
+
+    def _fit(self, searcher: Any, scheduler: Any, *, num_samples: int, role: Literal["search", "seed"]) -> None:
+        def stops() -> dict[str, Any]:
+            by_scheduler = getattr(scheduler, "reasons", {})
+            return {
+                **{trial_id: ("pruned", reason) for trial_id, reason in by_scheduler.items()},
+                **self._early.reasons,
+                **self._nonfinite.reasons,
+                **self._budget.reasons,
+            }
+
+        callback = LedgerCallback(
+            configurations=self.campaign.configurations,
+            ledger=self.ledger,
+            directory=self.campaign.directory,
+            mode=self.mode,
+            watcher=self.display,
+            stops=stops,
+            spent=self.spent,
+            role=role,
+        )
+        folder = self.campaign.directory.root / "tune"
+        tuner = tune.Tuner(
+            self.mode.trainable(),
+            tune_config=tune.TuneConfig(
+                metric="best_validation_accuracy",
+                mode="max" if self.campaign.higher_is_better else "min",
+                search_alg=searcher,
+                scheduler=scheduler,
+                num_samples=num_samples,
+                max_concurrent_trials=self.mode.concurrency,
+                reuse_actors=self.campaign.mode == "shared",
+            ),
+            run_config=tune.RunConfig(
+                name=f"{role}-{now().replace(':', '').replace('.', '')}",
+                storage_path=str(folder),
+                stop=CombinedStopper(self._early, self._nonfinite, self._budget),
+                failure_config=tune.FailureConfig(max_failures=CLIENT_FAILURES),
+                callbacks=[callback, *self.mode.callbacks()],
+                verbose=0,
+            ),
+        )
+        self.grid = tuner.fit()
+
+    def _unfinished(self, ended: dict[str, TrialResult]) -> list[Config]:
+        """Return the configurations of trials that an earlier attempt has begun and not ended."""
+        found = []
+        for path in sorted(self.campaign.directory.trials.glob("*/trial.json")):
+            record = read_json(path)
+            if record["trial_id"] not in ended and record["seed"] == self.campaign.loaded.job.seed:
+                found.append(dict(record["config"]))
+        return found
+
+    def _histories(self, ended: dict[str, TrialResult]) -> dict[str, list[dict[str, Any]]]:
+        """Return what trials that have ended told, for a scheduler that has not heard it."""
+        return {
+            trial_id: [
+                line["result"]
+                for line in current_lines(self.campaign.directory.trial(trial_id).metrics)
+                if line["kind"] == "evaluation" and "result" in line
+            ]
+            for trial_id in ended
+        }
+
+    def _most_tokens(self) -> int:
+        """Return more tokens than any trial can see: a trial that ends by its own length is not stopped."""
+        plan = self.campaign.prepared.plan
+        rows = max(1, plan.data.train_rows)
+        epochs = self.campaign.space.dimensions.get("epochs", [])
+        longest = max([plan.total_steps / plan.steps_per_epoch, *_numbers(epochs)])
+        steps = _numbers(self.campaign.space.dimensions.get("max_steps", []))
+        batches = _numbers(self.campaign.space.dimensions.get("batch_size", []))
+        most_rows = max([longest * rows, *(step * max([plan.batch_size, *batches]) for step in steps)])
+        return int(2 * most_rows * plan.data.train_tokens / rows) + 1
+
+    def _grace_tokens(self) -> int:
+        """Return the tokens before which no trial is stopped for falling behind: warm-up and one evaluation."""
+        plan = self.campaign.prepared.plan
+        per_step = plan.data.train_tokens / plan.steps_per_epoch
+        shares = [one for one in _numbers(self.campaign.space.dimensions.get("warmup", []))]
+        warmup = max(
+            [plan.schedule.warmup_steps, *(one if one >= 1 else math.ceil(one * plan.total_steps) for one in shares)]
+        )
+        epochs = max([1.0, *_numbers(self.campaign.space.dimensions.get("epochs", []))])
+        # A share of a longer training is more steps.
+        warmup = warmup * max(1.0, epochs * plan.steps_per_epoch / plan.total_steps)
+        return max(1, int(per_step * max(warmup, plan.evaluate_every)))
+
+
+def _numbers(dimension: Any) -> list[float]:
+    values = dimension if isinstance(dimension, list) else dimension.bounds
+    return [float(value) for value in values if not isinstance(value, bool) and isinstance(value, int | float)]
