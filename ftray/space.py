@@ -15,6 +15,7 @@ from ftray.config import Config
 Value = bool | int | float | str
 """What a field of a trial's configuration can be."""
 Bounds = Annotated[list[float], Field(min_length=2, max_length=2)]
+WholeBounds = Annotated[list[int], Field(min_length=2, max_length=2)]
 
 
 class Range(Config):
@@ -24,7 +25,7 @@ class Range(Config):
     """[low, high], every number as likely as another."""
     loguniform: Bounds | None = None
     """[low, high], both above 0: every order of magnitude as likely as another."""
-    int: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
+    int: WholeBounds | None = None
     """[low, high], whole numbers, both ends included."""
 
     @model_validator(mode="after")
