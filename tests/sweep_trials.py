@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from ftray.campaign import Point, TrialResult
 from ftray.evaluate.intervals import FloatArray, RowStatistics
 from ftray.sweep.comparison import Scores
-from ftray.campaign import Point, TrialResult
 
 
 def trial(trial_id: str, accuracy: float | None, loss: float = 1.0, **others: Any) -> TrialResult:

@@ -23,13 +23,14 @@ from ftray.sweep.trial import TrialSpec
 from ftray.sweep.trial_run import TrialRun
 from ftray.work import build_tasks
 
+PROMPT = "Which intent is this? {text}"
 JOB: dict[str, Any] = {
     "name": "tiny",
     "model": "base",
     "data": {
-        "train": {"path": "train.jsonl", "prompt": "Which intent is this? {text}", "completion": "{intent}", "limit": 96},
+        "train": {"path": "train.jsonl", "prompt": PROMPT, "completion": "{intent}", "limit": 96},
         "validation": 0.25,
-        "test": {"path": "test.jsonl", "prompt": "Which intent is this? {text}", "completion": "{intent}", "limit": 24},
+        "test": {"path": "test.jsonl", "prompt": PROMPT, "completion": "{intent}", "limit": 24},
     },
     "method": {"rank": 4, "alpha": 8},
     "train": {"learning_rate": 2e-3, "epochs": 2, "batch_size": 8, "log_every": 1, "evaluate_every": 4},
@@ -77,7 +78,7 @@ class Campaign:
 
     def base(self, *, slots: int, rank: int = 16) -> SharedBase:
         """Return a fresh shared base of this job."""
-        job, datasets = self.load().job, self.prepared.datasets
+        job = self.load().job
         model = load_model(job.model, precision="fp32")
         return SharedBase(
             Bank(model, slots=slots, rank=rank), rows_of(self), precision="fp32", base_name=job.model,

@@ -1,4 +1,4 @@
-"""What a campaign does while Tune decides: each trial that ends gets its line, its adapter is kept, its slot is freed."""
+"""What a campaign does while Tune decides: a trial that ends gets its line, its adapter is kept, its slot is freed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Watcher(Protocol):
         """Take a trial that has ended."""
 
 
-class LedgerCallback(tune.Callback):  # type: ignore[misc]
+class LedgerCallback(tune.Callback):
     """Writes the ledger from what Tune says."""
 
     def __init__(

@@ -20,10 +20,10 @@ PATIENCE_SECONDS = 600.0
 """How long a trainer may take to come back after it died."""
 
 
-class SharedTrial(tune.Trainable):  # type: ignore[misc]
+class SharedTrial(tune.Trainable):
     """One trial that trains in a slot somewhere else."""
 
-    def setup(self, config: dict[str, Any], *, trainers: list[Any], slots: int) -> None:
+    def setup(self, config: dict[str, Any], *, trainers: list[Any], slots: int) -> None:  # type: ignore[override]
         """Take the handles of the campaign's trainers."""
         self._trainers = trainers
         self._slots = slots
@@ -48,7 +48,8 @@ class SharedTrial(tune.Trainable):  # type: ignore[misc]
         result = self._next()
         self._heard += 1
         self._failure = result["failure"]
-        return {**result, "done": result["finished"] and not self._failure}
+        # Tune has a `trial_id` of its own, and puts it over this one.
+        return {**result, "trial": result["trial_id"], "done": result["finished"] and not self._failure}
 
     def _next(self) -> dict[str, Any]:
         deadline = time.monotonic() + PATIENCE_SECONDS

@@ -1,4 +1,4 @@
-"""The end of a campaign: choose by validation, compare on rows that chose nothing, recommend; all of it as sweep.json."""
+"""The end of a campaign: choose by validation, compare on rows that chose nothing, recommend; written as sweep.json."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ftray.artifacts import RunDirectory, now
-from ftray.campaign import Config, Ledger, TrialResult
+from ftray.campaign import Config, Ledger, State, TrialResult
 from ftray.evaluate.predict import Answers, RowPrediction
 from ftray.finish import FinalTasks, digest_folder, write_evaluation
 from ftray.sweep.choice import Choice, choose, pareto
-from ftray.sweep.comparison import Comparison
 from ftray.sweep.finals import Finals, ask_general, compare_on_held_out_rows, measure_all_forgetting
 from ftray.sweep.importance import importance
 from ftray.sweep.mode import BASE, Mode
@@ -21,7 +20,7 @@ from ftray.sweep.prepare import Campaign
 from ftray.sweep.recommendation import Recommendation, recommend
 from ftray.sweep.spent import Spent
 
-STATES = ("completed", "pruned", "diverged", "failed", "budget")
+STATES: tuple[State, ...] = ("completed", "pruned", "diverged", "failed", "budget")
 Again = Callable[[Config, Sequence[int]], list[TrialResult]]
 """Trains a configuration with other seeds."""
 
@@ -88,10 +87,10 @@ def conclude(
 
 
 def _head(
-    campaign: Campaign, mode: Mode, results: Sequence[TrialResult], *, deduplicated: int, started_at: str
+    campaign: Campaign, mode: Mode | None, results: Sequence[TrialResult], *, deduplicated: int, started_at: str
 ) -> dict[str, Any]:
     job = campaign.loaded.job
-    described = mode.describe()
+    described = mode.describe() if mode else {}
     states = Counter(result.state for result in results)
     return {
         "schema": "ftray/sweep/1",
@@ -112,8 +111,8 @@ def _head(
         "scheduler": campaign.scheduler,
         "scheduler_reason": campaign.scheduler_reason,
         "seed": job.seed,
-        "slots": mode.slots,
-        "workers": mode.workers,
+        "slots": mode.slots if mode else None,
+        "workers": mode.workers if mode else 0,
         "counts": {
             "requested": campaign.num_trials,
             **{state: states[state] for state in STATES},
@@ -153,9 +152,7 @@ def _times(spent: Spent, startup_seconds: float, to_decision: float | None) -> d
     }
 
 
-def _compared(
-    campaign: Campaign, choice: Choice, finals: Finals, forgetting: Mapping[str, float]
-) -> dict[str, Any]:
+def _compared(campaign: Campaign, choice: Choice, finals: Finals, forgetting: Mapping[str, float]) -> dict[str, Any]:
     """Return base, default, winner and finalists with their numbers on both splits."""
     comparison = finals.comparison
     assert choice.winner is not None, "there is a winner to describe"
@@ -231,9 +228,7 @@ def _answers_of(
     return {task: held_out[name], **general.get(name, {})}
 
 
-def _train_seeds(
-    campaign: Campaign, choice: Choice, again: Again, say: Callable[[str], None]
-) -> list[dict[str, Any]]:
+def _train_seeds(campaign: Campaign, choice: Choice, again: Again, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """Train the winner with other seeds, where the job asks for it; return each seed's value."""
     winner = choice.winner
     assert winner is not None, "there is a winner to train again"
@@ -265,7 +260,7 @@ def settings_of(campaign: Campaign, result: TrialResult) -> list[str]:
 def interrupted_record(campaign: Campaign, spent: Spent, *, started_at: str) -> dict[str, Any]:
     """Return sweep.json of a campaign that was stopped by hand."""
     results = [result for result in Ledger(campaign.directory.ledger).results() if result.role == "search"]
-    record = _head(campaign, _Nobody(), results, deduplicated=0, started_at=started_at)
+    record = _head(campaign, None, results, deduplicated=0, started_at=started_at)
     return {
         **record,
         **_without_winner(spent, 0.0),
@@ -278,17 +273,3 @@ def interrupted_record(campaign: Campaign, spent: Spent, *, started_at: str) -> 
         "judged_digest": None,
         "ends_digest": None,
     }
-
-
-class _Nobody:
-    """The mode of a campaign that has stopped."""
-
-    workers = 0
-    slots: int | None = None
-    concurrency = 0
-
-    def describe(self) -> dict[str, Any]:
-        return {"notes": []}
-
-
-__all__ = ["Comparison", "conclude", "interrupted_record", "settings_of"]

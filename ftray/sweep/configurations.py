@@ -10,11 +10,11 @@ import itertools
 from dataclasses import dataclass
 
 from ftray.artifacts import digest_of
+from ftray.campaign import Config
 from ftray.errors import InputError
 from ftray.job import Job, LoadedJob
 from ftray.sweep.fields import apply, refuse, require_value, value_of
 from ftray.sweep.prefixes import recipe
-from ftray.sweep.records import Config
 from ftray.sweep.space import Space, ends, grid
 from ftray.sweep.trial import TrialSpec
 from ftray.train.plan import DataCounts, Machine, Plan, make_plan

@@ -9,12 +9,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ftray.campaign import Config
 from ftray.config import Config as Section
 from ftray.errors import InputError, nearest
 from ftray.job import Job
 from ftray.model.config import MethodConfig
 from ftray.space import Dimension, Range, Value
-from ftray.sweep.records import Config
 from ftray.train.config import TrainConfig
 
 RATIO = "alpha_over_rank"

@@ -23,6 +23,7 @@ from ftray.sweep.choice import Choice
 from ftray.sweep.comparison import Comparison, Split, compare_finalists, scores_of
 from ftray.sweep.mode import BASE, Mode
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finals:
     """What the last look at a campaign's trials gave."""

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ftray.space import Value
 from ftray.campaign import Config, TrialResult
+from ftray.space import Value
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

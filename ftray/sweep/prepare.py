@@ -13,16 +13,11 @@ from ftray.finish import FinalTasks
 from ftray.job import LoadedJob, identity, run_directory, run_id_of
 from ftray.space import SweepConfig
 from ftray.sweep.comparison import Split
-from ftray.sweep.configurations import (
-    Configurations,
-    Space,
-    choose_scheduler,
-    choose_searcher,
-    resolve_space,
-)
+from ftray.sweep.configurations import Configurations
 from ftray.sweep.mode import ModeName, choose_mode
 from ftray.sweep.prefixes import is_prefixable
 from ftray.sweep.resolution import require_resolution
+from ftray.sweep.space import Space, choose_scheduler, choose_searcher, resolve_space
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

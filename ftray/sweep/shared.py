@@ -63,11 +63,13 @@ class SharedBases:
             for index in range(self.workers)
         ]
         self.measured: dict[int, float] = {}
-        self.slots: int = wanted
+        self.slots: int | None = wanted
+        chosen = wanted
         if sweep.slots == "auto":
             start = START_GPU if gpus else START_CPU
-            self.slots, self.measured = ray.get(self.trainers[0].choose_slots.remote(list(first), start=start))
-        self.concurrency = min(num_trials, self.workers * self.slots * family)
+            chosen, self.measured = ray.get(self.trainers[0].choose_slots.remote(list(first), start=start))
+        self.slots = chosen
+        self.concurrency = min(num_trials, self.workers * chosen * family)
 
     def trainable(self) -> Any:
         """Return the thin client of the trainers."""

@@ -8,11 +8,11 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ftray.campaign import Config
 from ftray.job import Job
 from ftray.presets import FULL_SPACE, LORA_SPACES
 from ftray.space import Dimension, Range, SweepConfig, Value
 from ftray.sweep.fields import RATIO, apply, refuse, require_dimension, require_field, value_of
-from ftray.sweep.records import Config
 
 OPTUNA_FROM = 10
 """Trials from which on a model of the space is worth its first random ones (optuna's TPE draws 10)."""

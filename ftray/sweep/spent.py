@@ -1,4 +1,4 @@
-"""What a campaign has taken so far, all attempts together: written as it goes, so that a kill forgets seconds at most."""
+"""What a campaign has taken, all attempts together: written as it goes, so that a kill forgets seconds at most."""
 
 from __future__ import annotations
 

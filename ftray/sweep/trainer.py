@@ -151,7 +151,7 @@ class SharedBaseTrainer:
     # What clients ask
 
     def offer(self, config: Config) -> dict[str, Any]:
-        """Say what this trainer could do for a trial: whether it has it, trains its first steps anyway, how many it has.
+        """Say what this trainer could do for a trial: whether it has it, or trains its first steps; how many it has.
 
         Beside the fields of the space `config` may have `seed`.
         """

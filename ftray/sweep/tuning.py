@@ -170,7 +170,7 @@ class Search:
         """Return the tokens before which no trial is stopped for falling behind: warm-up and one evaluation."""
         plan = self.campaign.prepared.plan
         per_step = plan.data.train_tokens / plan.steps_per_epoch
-        shares = [one for one in _numbers(self.campaign.space.dimensions.get("warmup", []))]
+        shares = _numbers(self.campaign.space.dimensions.get("warmup", []))
         warmup = max(
             [plan.schedule.warmup_steps, *(one if one >= 1 else math.ceil(one * plan.total_steps) for one in shares)]
         )

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sweep_trials import trial
 
-from ftray.sweep.choice import choose, pareto, rank
 from ftray.campaign import TrialResult
+from ftray.sweep.choice import choose, pareto, rank
 
 NAN, INFINITY = float("nan"), float("inf")
 ids = st.integers(0, 2**48 - 1).map(lambda number: f"{number:012x}")

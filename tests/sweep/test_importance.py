@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sweep_trials import trial
 
-from ftray.sweep.importance import importance
 from ftray.campaign import TrialResult
+from ftray.sweep.importance import importance
 
 
 def campaign(num_trials: int = 20, scale: float = 1.0) -> list[TrialResult]:

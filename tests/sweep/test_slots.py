@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 from sweep_world import Campaign, finish, losses, open_campaign, write_world
 
 from ftray.artifacts import RunDirectory
 from ftray.finetune import finetune
+from ftray.model.lora import WEIGHTS_FILE
+from ftray.sweep.prefixes import shared_steps
+from ftray.sweep.slot_state import export_adapter
+from ftray.sweep.trial import TrialSpec
+from ftray.tracking import current_lines
 
 CONFIGURATIONS = (
     ("method.rank=4", "method.alpha=8"),
@@ -40,3 +49,200 @@ def test_trials_are_the_runs_of_their_configurations(campaign: Campaign, tmp_pat
         assert run.progress.step == result["steps"]
         assert run.best.step == result["selected"]["step"]
         assert run.best.value == result["selected"]["value"]
+
+
+def poison(campaign: Campaign, spec: TrialSpec) -> TrialSpec:
+    """Return the trial with a learning rate that no number survives."""
+    plan = replace(spec.plan, schedule=replace(spec.plan.schedule, peak=1e30), max_grad_norm=0.0)
+    return replace(spec, trial_id="poisoned0000", plan=plan)
+
+
+def test_a_trial_whose_numbers_end_leaves_its_neighbours_bit_for_bit_as_they_are(
+    campaign: Campaign, tmp_path: Path
+) -> None:
+    spec = campaign.spec(*CONFIGURATIONS[0])
+    alone, beside = campaign.base(slots=2), campaign.base(slots=2)
+    quiet = alone.join(spec, folder(tmp_path, "alone"))
+    finish(alone, [quiet])
+    bad = beside.join(poison(campaign, spec), folder(tmp_path, "bad"))
+    good = beside.join(spec, folder(tmp_path, "good"))
+    finish(beside, [bad, good])
+    assert bad.failure
+    assert bad.results[-1]["nonfinite"] == bad.failure
+    assert not bad.results[-1]["failure"]
+    assert not good.failure
+    assert losses(good.folder) == pytest.approx(losses(quiet.folder), abs=1e-6)
+    assert good.best == quiet.best
+
+
+def test_a_trial_with_a_bad_row_fails_alone(campaign: Campaign, tmp_path: Path) -> None:
+    base = campaign.base(slots=2)
+    spec = campaign.spec(*CONFIGURATIONS[0])
+    good = base.join(spec, folder(tmp_path, "good"))
+    bad = base.join(replace(spec, trial_id="badrow000000"), folder(tmp_path, "bad"))
+    broken = replace(bad.training.examples[0], tokens=np.full_like(bad.training.examples[0].tokens, 10**6))
+    bad.training.examples = [broken, *bad.training.examples[1:]]
+    bad.training._sampler.examples = bad.training.examples
+    finish(base, [good, bad])
+    assert "cannot be computed" in bad.failure
+    assert bad.results[-1]["failure"] == bad.failure
+    assert good.training.finished
+    assert not good.failure
+
+
+def test_memory_that_runs_out_lowers_what_is_computed_together(campaign: Campaign, tmp_path: Path) -> None:
+    roomy, tight = campaign.base(slots=3), campaign.base(slots=3)
+    specs = [campaign.spec(*sets) for sets in CONFIGURATIONS]
+    expected = [roomy.join(spec, folder(tmp_path / "roomy", spec.trial_id)) for spec in specs]
+    finish(roomy, expected)
+    most = 3
+
+    def forward(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if torch.is_grad_enabled() and kwargs["input_ids"].shape[1] > most * 40:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    tight.bank.model.register_forward_pre_hook(forward, with_kwargs=True)
+    runs = [tight.join(spec, folder(tmp_path / "tight", spec.trial_id)) for spec in specs]
+    finish(tight, runs)
+    assert tight.limit == 1
+    assert any("out of memory with 3 trials" in note for note in tight.notes)
+    assert any("examples of one trial" in note for note in tight.notes)
+    for run, other in zip(runs, expected, strict=True):
+        assert not run.failure
+        assert np.allclose(losses(run.folder), losses(other.folder), rtol=0, atol=1e-4)
+
+
+def test_a_trial_that_fits_nowhere_fails_and_says_so(campaign: Campaign, tmp_path: Path) -> None:
+    base = campaign.base(slots=1)
+
+    def forward(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    base.bank.model.register_forward_pre_hook(forward, with_kwargs=True)
+    run = base.join(campaign.spec(), folder(tmp_path, "one"))
+    finish(base, [run])
+    assert "out of memory with a single example" in run.failure
+
+
+def test_trials_join_leave_and_go_on_elsewhere(campaign: Campaign, tmp_path: Path) -> None:
+    spec, other = campaign.spec(*CONFIGURATIONS[0]), campaign.spec(*CONFIGURATIONS[1])
+    base = campaign.base(slots=2)
+    quiet = base.join(spec, folder(tmp_path, "quiet"))
+    finish(base, [quiet])
+    first = campaign.base(slots=1)
+    run = first.join(spec, folder(tmp_path, "moved"))
+    while len(run.results) < 3:
+        run.acknowledged = len(run.results)
+        first.work()
+    # It computes a step beyond its checkpoint, which is lost.
+    run.acknowledged = len(run.results)
+    first.work()
+    first.leave(spec.trial_id)
+    second = campaign.base(slots=2)
+    neighbour = second.join(other, folder(tmp_path, "neighbour"))
+    again = second.join(spec, folder(tmp_path, "moved"))
+    assert len(again.results) == 3
+    assert again.acknowledged == 0
+    assert again.progress.step == again.results[-1]["step"]
+    finish(second, [again, neighbour])
+    assert [result["step"] for result in again.results] == [result["step"] for result in quiet.results]
+    assert again.results[-1]["validation_loss"] == pytest.approx(quiet.results[-1]["validation_loss"], abs=1e-5)
+    kept = [line["train/loss"] for line in current_lines(again.folder.metrics) if line["kind"] == "step"]
+    assert np.allclose(kept, losses(quiet.folder), rtol=0, atol=1e-5)
+    adapter = export_adapter(again.folder, again.best.step)
+    assert sorted(path.name for path in adapter.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+def test_a_trial_waits_until_its_client_has_heard(campaign: Campaign, tmp_path: Path) -> None:
+    base = campaign.base(slots=1)
+    run = base.join(campaign.spec(), folder(tmp_path, "one"))
+    for _ in range(100):
+        base.work()
+    assert len(run.results) == 1
+    assert run.is_blocked
+    assert not base.work()
+    run.acknowledged = 1
+    assert base.work()
+    assert len(run.results) == 2
+
+
+CONSTANT = ("train.schedule=constant", "train.warmup=2")
+
+
+def test_shorter_trials_are_the_beginning_of_the_longer_one(campaign: Campaign, tmp_path: Path) -> None:
+    base = campaign.base(slots=2)
+    long, short = (campaign.spec(*CONSTANT, f"train.epochs={epochs}") for epochs in (3, 2))
+    leader = base.join(long, folder(tmp_path, "long"))
+    shared = shared_steps(long, short)
+    assert shared == short.plan.total_steps
+    follower = base.join(short, folder(tmp_path, "short"), shared={long.trial_id: shared})
+    alone = campaign.base(slots=1)
+    own = alone.join(short, folder(tmp_path, "own"))
+    finish(alone, [own])
+    finish(base, [leader, follower])
+    assert follower.slot is None
+    assert follower.results[-1]["finished"]
+    assert follower.results[-1]["prefix_of"] == long.trial_id
+    assert leader.progress.step == long.plan.total_steps
+    assert losses(follower.folder) == losses(own.folder)
+    assert follower.best == own.best
+    ours, theirs = (load_file(export_adapter(run.folder, run.best.step) / WEIGHTS_FILE) for run in (follower, own))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_trials_part_where_their_learning_rates_do(campaign: Campaign, tmp_path: Path, late: bool) -> None:
+    wsd = ("train.schedule=wsd", "train.warmup=2")
+    long, short = (campaign.spec(*wsd, f"train.epochs={epochs}") for epochs in (3, 2))
+    shared = shared_steps(long, short)
+    assert 0 < shared < short.plan.total_steps
+    base = campaign.base(slots=2)
+    leader = base.join(long, folder(tmp_path, "long"))
+    while late and len(leader.results) < 2:
+        leader.acknowledged = len(leader.results)
+        base.work()
+    follower = base.join(short, folder(tmp_path, "short"), shared={long.trial_id: shared})
+    assert follower.following is leader
+    assert len(follower.results) == (2 if late else 0)
+    finish(base, [leader, follower])
+    assert follower.following is None
+    alone = campaign.base(slots=1)
+    own = alone.join(short, folder(tmp_path, "own"))
+    finish(alone, [own])
+    assert follower.progress.step == short.plan.total_steps
+    assert follower.results[-1]["validation_loss"] == pytest.approx(own.results[-1]["validation_loss"], abs=1e-5)
+    assert [one["step"] for one in follower.results] == [one["step"] for one in own.results]
+    assert follower.best.step == own.best.step
+
+
+def test_who_follows_goes_on_alone_when_its_leader_is_stopped(campaign: Campaign, tmp_path: Path) -> None:
+    long, short = (campaign.spec(*CONSTANT, f"train.epochs={epochs}") for epochs in (3, 2))
+    base = campaign.base(slots=1)
+    leader = base.join(long, folder(tmp_path, "long"))
+    follower = base.join(short, folder(tmp_path, "short"), shared={long.trial_id: shared_steps(long, short)})
+    while len(leader.results) < 2:
+        for run in (leader, follower):
+            run.acknowledged = len(run.results)
+        base.work()
+    base.leave(long.trial_id)
+    finish(base, [follower])
+    assert follower.training.finished
+    assert follower.results[-1]["prefix_of"] is None
+    alone = campaign.base(slots=1)
+    own = alone.join(short, folder(tmp_path, "own"))
+    finish(alone, [own])
+    assert follower.results[-1]["validation_loss"] == pytest.approx(own.results[-1]["validation_loss"], abs=1e-5)
+
+
+def test_label_smoothing_is_each_trials_own(campaign: Campaign, tmp_path: Path) -> None:
+    specs = [campaign.spec("train.max_steps=4"), campaign.spec("train.max_steps=4", "train.label_smoothing=0.2")]
+    base = campaign.base(slots=2)
+    runs = [base.join(spec, folder(tmp_path, spec.trial_id)) for spec in specs]
+    finish(base, runs)
+    for spec, run in zip(specs, runs, strict=True):
+        alone = campaign.base(slots=1)
+        own = alone.join(spec, folder(tmp_path / "alone", spec.trial_id))
+        finish(alone, [own])
+        assert np.allclose(losses(run.folder), losses(own.folder), rtol=0, atol=1e-5)
+    assert losses(runs[1].folder)[0] > losses(runs[0].folder)[0]
