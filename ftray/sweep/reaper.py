@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.train.torch import TorchTrainer
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from ftray.artifacts import is_held, try_lock
@@ -47,6 +48,18 @@ def remove_groups(folder: Path, tune_id: str = "*") -> None:
         group_id = ray.PlacementGroupID(bytes.fromhex(note.name.split(".")[1]))
         remove_placement_group(PlacementGroup(group_id))
         note.unlink()
+
+
+class ReapedTrainer(TorchTrainer):
+    """A trainer without Ray Train's own cleaner of placement groups.
+
+    That is an actor that outlives its trainer, watches it through the dashboard, and never ends where there is none.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        above: Any = super()
+        callbacks: list[Any] = above._create_default_callbacks()
+        return [one for one in callbacks if type(one).__name__ != "PlacementGroupCleanerCallback"]
 
 
 class Reaper(tune.Callback):

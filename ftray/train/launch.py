@@ -128,7 +128,13 @@ def _fitting_workers(plan: Plan, node: Resources) -> int:
 
 
 def launch(
-    worker: Worker, payload: dict[str, Any], *, plan: Plan, run: Path, passed: Mapping[str, str] | None = None
+    worker: Worker,
+    payload: dict[str, Any],
+    *,
+    plan: Plan,
+    run: Path,
+    passed: Mapping[str, str] | None = None,
+    trainer_class: type = TorchTrainer,
 ) -> dict[str, Any]:
     """Run `worker(payload)` on every worker; return rank 0's small dict.
 
@@ -141,7 +147,7 @@ def launch(
     note.unlink(missing_ok=True)
     # The stubs that ray.train exports are those of its first version; at run time these are the second's.
     train: Any = ray.train
-    trainer: Any = cast("Any", TorchTrainer)(
+    trainer: Any = cast("Any", trainer_class)(
         _run_worker,
         train_loop_config={"worker": worker, "payload": payload, "note": str(note)},
         torch_config=TorchConfig(backend="nccl" if plan.gpus_per_worker else "gloo"),
