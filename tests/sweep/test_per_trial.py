@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import signal
 import time
@@ -13,12 +13,12 @@ from typing import Any
 
 import psutil
 import pytest
+from trial_world import load_world
 
 from ftray.artifacts import digest_of, read_json
 from ftray.errors import InputError
 from ftray.finetune import check
-from ftray.job import LoadedJob, load_job, run_directory, run_id_of
-from ftray.quickstart.pretrain import tiny_base
+from ftray.job import LoadedJob, run_directory, run_id_of
 from ftray.sweep.best import best_checkpoint, export_best
 from ftray.sweep.per_trial import PerTrial, fitting_trials, make_trainable
 from ftray.sweep.reaper import Reaper
@@ -33,7 +33,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
 ]
 ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
-COLOURS = {"frog": "green", "sun": "yellow", "rose": "red", "sea": "blue"}
 STEPS, EVERY = 12, 4
 GOOD, STOPPED, BROKEN = 5e-3, 4e-3, 1e30
 """Learning rates: one that trains to its end, one that is stopped, one that leaves no number a number."""
@@ -64,31 +63,8 @@ def cluster() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedJob:
     """Return a job whose rows can be learned in seconds."""
-    folder = tmp_path_factory.mktemp("world")
-    tiny_base(folder / "base", seed=0)
-    rows = [
-        {"question": f"What colour has {which} {thing} {when}?", "colour": colour}
-        for thing, colour in COLOURS.items()
-        for which in ("the", "my", "this", "that", "her")
-        for when in ("now", "today", "here", "at night")
-    ]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    job = {
-        "name": "colours",
-        "model": str(folder / "base"),
-        "data": {
-            "train": {"path": str(folder / "rows.jsonl"), "prompt": "{question}", "completion": "{colour}"},
-            "validation": 0.2,
-        },
-        "method": {"kind": "full"},
-        "train": {"learning_rate": GOOD, "max_steps": STEPS, "batch_size": 8, "warmup": 1, "log_every": 1,
-                  "evaluate_every": EVERY, "checkpoint_every": STEPS},
-        "evaluate": {"task": {"max_new_tokens": 4}},
-        "storage": str(folder / "runs"),
-        "tracking": [],
-    }  # fmt: skip
-    (folder / "job.yaml").write_text(json.dumps(job))
-    return load_job(folder / "job.yaml")
+    train = {"learning_rate": GOOD, "max_steps": STEPS, "evaluate_every": EVERY, "checkpoint_every": STEPS}
+    return load_world(tmp_path_factory.mktemp("world"), train=train)
 
 
 def campaign_of(loaded: LoadedJob, root: Path) -> PerTrial:
@@ -155,23 +131,23 @@ def eventually(condition: Callable[[], bool], *, seconds: float = 20.0) -> bool:
     return condition()
 
 
+def trial_processes() -> list[str]:
+    """Return the titles of this Ray's drivers, controllers, workers and cleaners."""
+    names = ("RayTrainWorker", "TrainController", "PlacementGroupCleaner", "run_trial", "ImplicitFunc")
+    titles = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            titles.append(" ".join(process.cmdline()))
+    return [title for title in titles if any(name in title for name in names)]
+
+
 def require_nothing_left() -> None:
     """Fail unless every placement group, worker, controller and cleaner is gone."""
     from ray.util.placement_group import placement_group_table
 
-    names = ("RayTrainWorker", "TrainController", "PlacementGroupCleaner", "run_trial")
-
-    def left() -> list[str]:
-        titles = []
-        for process in psutil.process_iter(["cmdline"]):
-            line = " ".join(process.info["cmdline"] or [])
-            if line.startswith("ray::") and any(name in line for name in names):
-                titles.append(line)
-        return titles
-
     groups = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
     assert groups == []
-    assert eventually(lambda: left() == []), left()
+    assert eventually(lambda: trial_processes() == []), trial_processes()
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +242,7 @@ def test_a_killed_driver_is_replaced_and_its_workers_make_room(
     def kill_once(report: dict[str, Any]) -> None:
         if not killed:
             killed.append(report["pid"])
+            assert len(trial_processes()) >= 3
             os.kill(report["pid"], signal.SIGKILL)
 
     campaign = campaign_of(loaded, tmp_path)
