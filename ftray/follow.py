@@ -12,13 +12,31 @@ from typing import Any
 POLL_SECONDS = 0.5
 
 
+class Tail:
+    """The lines that are appended to a file of JSON lines from now on; torn ones come when they are whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # Up to its last whole line: a torn one is cut off by the next attempt.
+        self._position = path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return what has been appended since the last call."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._position)
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self._position += len(whole)
+        return [json.loads(line) for line in whole.splitlines() if line]
+
+
 @contextmanager
 def following(metrics: Path, display: Callable[[dict[str, Any]], None]) -> Iterator[None]:
     """Pass every line that is appended inside this block to `display`, from a thread of its own."""
-    # Up to its last whole line: a torn one is cut off by the next attempt.
-    start = metrics.read_bytes().rfind(b"\n") + 1 if metrics.exists() else 0
     done = threading.Event()
-    thread = threading.Thread(target=_follow, args=(metrics, start, display, done), daemon=True)
+    thread = threading.Thread(target=_follow, args=(Tail(metrics), display, done), daemon=True)
     thread.start()
     try:
         yield
@@ -27,16 +45,10 @@ def following(metrics: Path, display: Callable[[dict[str, Any]], None]) -> Itera
         thread.join()
 
 
-def _follow(metrics: Path, position: int, display: Callable[[dict[str, Any]], None], done: threading.Event) -> None:
+def _follow(tail: Tail, display: Callable[[dict[str, Any]], None], done: threading.Event) -> None:
     while True:
         last = done.wait(POLL_SECONDS)
-        if metrics.exists():
-            with metrics.open("rb") as file:
-                file.seek(position)
-                text = file.read()
-            whole = text[: text.rfind(b"\n") + 1]
-            position += len(whole)
-            for line in filter(None, whole.splitlines()):
-                display(json.loads(line))
+        for line in tail.lines():
+            display(line)
         if last:
             return

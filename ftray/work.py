@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +133,7 @@ def build_model(job: Job, plan: Plan) -> nn.Module:
         recompute_activations(base)
     if job.method.kind == "full":
         return base
-    return attach_lora(base, job.method, base_name=job.model, seed=job.seed)
+    return attach_lora(base, job.method, base_name=job.model, seed=plan.seed)
 
 
 def build_engine(model: nn.Module, plan: Plan) -> Engine:
@@ -156,16 +158,51 @@ def build_engine(model: nn.Module, plan: Plan) -> Engine:
     return DeepSpeedEngine(model, settings, plan, device=torch.device("cpu"))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """What a rank holds before its first step."""
+
+    order: WorkOrder
+    datasets: Datasets
+    final: FinalTasks
+    engine: Engine
+    validation: Validation
+
+
 def work(order: WorkOrder, *, told: int, display: Report, datasets: Datasets | None = None) -> dict[str, Any]:
     """Do the whole run on this rank; return what result.json says about it (the same on every rank).
 
     `told`: how many workers Ray speaks of. `datasets`: the job's rows, where this process has read them already.
     """
+    ready = make_ready(order, told=told, datasets=datasets)
+    with attempting(ready, display) as (training, report):
+        clock = train_from(training, ready, report)
+        run = RunDirectory(order.run)
+        evaluation = conclude(
+            order.loaded.job, run, training, ready.engine, ready.validation, ready.final, run_id=order.run_id
+        )
+        clock.evaluate += clock.lap()
+    return {**evaluation, **describe(training, ready.engine, clock), "data_digests": ready.datasets.digests}
+
+
+def work_without_verdict(order: WorkOrder, *, told: int, display: Report) -> dict[str, Any]:
+    """Train, with checkpoints and their values on the validation rows, and leave it there: nobody is asked test rows.
+
+    What a trial of a campaign does. Returns the part of `work` that comes of it.
+    """
+    ready = make_ready(order, told=told)
+    with attempting(ready, display) as (training, report):
+        clock = train_from(training, ready, report)
+    return {**describe(training, ready.engine, clock), "data_digests": ready.datasets.digests}
+
+
+def make_ready(order: WorkOrder, *, told: int, datasets: Datasets | None = None) -> Ready:
+    """Read the data, build model and engine, and see that the other workers are there; as `work` says."""
     keep_freed_memory()
     reset_memory_peak()
     if order.plan.engine == "deepspeed":
         torch.set_num_threads(max(1, int(order.plan.cpus_per_worker)))
-    job, plan, run = order.loaded.job, order.plan, RunDirectory(order.run)
+    job, plan = order.loaded.job, order.plan
     datasets = datasets or prepare_data(order.loaded, audits=False, sampling_precision=order.sampling_precision)
     assert not datasets.awaits_sampling, "stand-ins for texts are counted, never trained on"
     validation_task, final = build_tasks(job, datasets)
@@ -177,19 +214,31 @@ def work(order: WorkOrder, *, told: int, display: Report, datasets: Datasets | N
         stop_token_ids=datasets.tokenization.stop_token_ids,
         layout=layout_for(engine.model),
     )
+    return Ready(order=order, datasets=datasets, final=final, engine=engine, validation=validation)
+
+
+@contextmanager
+def attempting(ready: Ready, display: Report) -> Iterator[tuple[Training, Report]]:
+    """Give the training as its newest whole checkpoint left it, and where it reports to; no other process trains it."""
+    order, engine = ready.order, ready.engine
+    job, run = order.loaded.job, RunDirectory(order.run)
     with sole_worker(run, engine), tracking(job, run, engine, display, run_id=order.run_id) as report:
         training = Training(
-            plan,
-            datasets.train,
+            order.plan,
+            ready.datasets.train,
             metric=digest_of(job.evaluate.task.model_dump()),
             higher_is_better=job.evaluate.task.metric not in LOWER_IS_BETTER,
         )
         resume(training, engine, run, run_id=order.run_id, report=report)
-        checkpoints = CheckpointWriter(run.checkpoints, run_id=order.run_id, keep=plan.keep_checkpoints)
-        clock = train(training, engine, validation, checkpoints, report)
-        evaluation = conclude(job, run, training, engine, validation, final, run_id=order.run_id)
-        clock.evaluate += clock.lap()
-    return {**evaluation, **describe(training, engine, clock), "data_digests": datasets.digests}
+        yield training, report
+
+
+def train_from(training: Training, ready: Ready, report: Report) -> Clock:
+    """Train to the end."""
+    order = ready.order
+    folder = RunDirectory(order.run).checkpoints
+    checkpoints = CheckpointWriter(folder, run_id=order.run_id, keep=order.plan.keep_checkpoints)
+    return train(training, ready.engine, ready.validation, checkpoints, report)
 
 
 def describe(training: Training, engine: Engine, clock: Clock) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from ftray.sweep.configurations import Configurations
 from ftray.sweep.ending import Stops, result_of, state_of
 from ftray.sweep.mode import Mode
 from ftray.sweep.spent import Spent
-from ftray.sweep.trainer import SEED
 from ftray.sweep.trial import TrialSpec
+from ftray.sweep.tune_config import spec_of_config
 
 
 class Watcher(Protocol):
@@ -59,8 +59,7 @@ class LedgerCallback(tune.Callback):
         return {}
 
     def _spec(self, trial: Any) -> TrialSpec:
-        config = {field: value for field, value in trial.config.items() if field != SEED}
-        return self._configurations.spec(config, seed=trial.config.get(SEED))
+        return spec_of_config(self._configurations, trial.config)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Show that a trial begins."""

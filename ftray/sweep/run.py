@@ -194,7 +194,7 @@ def open_mode(campaign: Campaign) -> Mode:
             first=first_configs(campaign),
             family=campaign.family,
         )
-    from ftray.sweep.per_trial import TrialTrainers
+    from ftray.sweep.trainers import TrialTrainers
 
     return TrialTrainers(campaign)
 

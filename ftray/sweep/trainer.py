@@ -34,11 +34,10 @@ from ftray.sweep.prefixes import shared_steps
 from ftray.sweep.slots import Rows, SharedBase
 from ftray.sweep.trial import TrialSpec
 from ftray.sweep.trial_run import Result
+from ftray.sweep.tune_config import spec_of_config
 from ftray.train.memory import keep_freed_memory
 from ftray.work import build_tasks, peak_memory_bytes, prepare_data
 
-SEED = "seed"
-"""Beside the fields of the space a trial's configuration may say its seed."""
 IDLE_SECONDS = 0.5
 """How long the computing thread waits before it looks again whether there is work."""
 
@@ -182,9 +181,7 @@ class SharedBaseTrainer:
         self._base.join(spec, folder, shared=shared)
 
     def _spec_of(self, config: Config) -> TrialSpec:
-        fields = {field: value for field, value in config.items() if field != SEED}
-        seed = config.get(SEED)
-        return self.order.configurations.spec(fields, seed=None if seed is None else int(seed))
+        return spec_of_config(self.order.configurations, config)
 
     def _shared_steps(self, spec: TrialSpec) -> dict[str, int]:
         """Return the first steps that a trial has in common with those that are here, where it is worth it."""

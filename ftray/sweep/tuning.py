@@ -19,7 +19,7 @@ from ftray.sweep.schedulers import make_scheduler, replay
 from ftray.sweep.search import Planned, make_searcher
 from ftray.sweep.spent import Spent
 from ftray.sweep.stoppers import BudgetStopper, EarlyStopper, NonFinite
-from ftray.sweep.trainer import SEED
+from ftray.sweep.tune_config import SEED
 from ftray.tracking import current_lines
 
 CLIENT_FAILURES = 3

@@ -96,7 +96,7 @@ def cluster_nodes() -> list[Resources]:
 
 def require_resources(plan: Plan, nodes: Sequence[Resources], where: str) -> None:
     """Refuse more workers than these nodes can ever hold: a worker stands on one node, whole."""
-    most = sum(_fitting_workers(plan, node) for node in nodes)
+    most = fitting_workers(plan, nodes)
     if plan.min_workers <= most:
         return
     cpus, gpus = (sum(float(node.get(kind, 0)) for node in nodes) for kind in ("CPU", "GPU"))
@@ -115,6 +115,11 @@ def require_resources(plan: Plan, nodes: Sequence[Resources], where: str) -> Non
     )
 
 
+def fitting_workers(plan: Plan, nodes: Sequence[Resources]) -> int:
+    """Return how many workers these nodes can hold at a time: each stands on one node, whole."""
+    return sum(_fitting_workers(plan, node) for node in nodes)
+
+
 def _fitting_workers(plan: Plan, node: Resources) -> int:
     fits = [float(node.get("CPU", 0)) / plan.cpus_per_worker]
     if plan.gpus_per_worker:
@@ -122,9 +127,18 @@ def _fitting_workers(plan: Plan, node: Resources) -> int:
     return int(min(fits) + 1e-9)
 
 
-def launch(worker: Worker, payload: dict[str, Any], *, plan: Plan, run: Path) -> dict[str, Any]:
+def launch(
+    worker: Worker,
+    payload: dict[str, Any],
+    *,
+    plan: Plan,
+    run: Path,
+    passed: Mapping[str, str] | None = None,
+    trainer_class: type = TorchTrainer,
+) -> dict[str, Any]:
     """Run `worker(payload)` on every worker; return rank 0's small dict.
 
+    `passed`: environment that workers get, where that of this process is not the user's; as `passed_on` gives it.
     Raises the FtrayError a worker raised, or RunError `node` when workers were lost more often than allowed.
     """
     started_here = connect()
@@ -133,7 +147,7 @@ def launch(worker: Worker, payload: dict[str, Any], *, plan: Plan, run: Path) ->
     note.unlink(missing_ok=True)
     # The stubs that ray.train exports are those of its first version; at run time these are the second's.
     train: Any = ray.train
-    trainer: Any = cast("Any", TorchTrainer)(
+    trainer: Any = cast("Any", trainer_class)(
         _run_worker,
         train_loop_config={"worker": worker, "payload": payload, "note": str(note)},
         torch_config=TorchConfig(backend="nccl" if plan.gpus_per_worker else "gloo"),
@@ -146,7 +160,7 @@ def launch(worker: Worker, payload: dict[str, Any], *, plan: Plan, run: Path) ->
             name="checkpoints",
             storage_path=str(run),
             failure_config=train.FailureConfig(max_failures=plan.max_failures, controller_failure_limit=1),
-            worker_runtime_env={"env_vars": worker_environment(has_gpu=plan.gpus_per_worker > 0)},
+            worker_runtime_env={"env_vars": worker_environment(has_gpu=plan.gpus_per_worker > 0, passed=passed)},
         ),
     )
     try:
@@ -188,16 +202,24 @@ def _resources(plan: Plan) -> dict[str, float]:
     return resources
 
 
-def worker_environment(*, has_gpu: bool) -> dict[str, str]:
-    """Return the environment of a worker, which computes on a GPU or not."""
-    environment = {"TOKENIZERS_PARALLELISM": "false", **MALLOC_ENVIRONMENT}
-    if not has_gpu:
-        environment["DS_ACCELERATOR"] = "cpu"
+def passed_on() -> dict[str, str]:
+    """Return the environment of this process that workers get, wherever they are."""
     passed = {name for name in os.environ if name in PASSED_ON or name.startswith(PASSED_PREFIXES)}
     if os.environ.get("RAY_ADDRESS") is None and "PATH" in os.environ:
         # Another machine has its own, and would not find its programs with this one.
         passed.add("PATH")
-    return environment | {name: os.environ[name] for name in sorted(passed)}
+    return {name: os.environ[name] for name in sorted(passed)}
+
+
+def worker_environment(*, has_gpu: bool, passed: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment of a worker, which computes on a GPU or not.
+
+    `passed`: what it gets from the process that the command runs in, where that is another than this one.
+    """
+    environment = {"TOKENIZERS_PARALLELISM": "false", **MALLOC_ENVIRONMENT}
+    if not has_gpu:
+        environment["DS_ACCELERATOR"] = "cpu"
+    return environment | dict(passed_on() if passed is None else passed)
 
 
 def _run_worker(config: dict[str, Any]) -> dict[str, Any] | FtrayError | None:

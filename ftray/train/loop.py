@@ -172,6 +172,7 @@ def train(
                     "val/loss": scored.loss,
                     "val/accuracy": scored.value,
                     "train/loss_average": progress.train_loss,
+                    "train/tokens": progress.tokens,
                     **({} if scored.base_value is None else {"val/base_accuracy": scored.base_value}),
                 }
             )
