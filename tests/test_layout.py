@@ -35,7 +35,7 @@ ROOMS = [
     {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
-RAY_FILES = {"train/launch.py", "work.py"}
+RAY_FILES = {"sweep/schedulers.py", "sweep/search.py", "sweep/stoppers.py", "train/launch.py", "work.py"}
 DEEPSPEED_FILES = {"train/deepspeed.py"}
 BANNED_NAMES = {"utils", "util", "common", "helpers", "helper", "misc", "core"}
 

@@ -169,11 +169,14 @@ def grid(space: Space) -> Iterator[Config]:
         yield dict(zip(space.dimensions, values, strict=True))
 
 
-def sample(space: Space, *, seed: int) -> Iterator[Config]:
-    """Yield random points without end, the same for the same seed; numbers have six significant digits."""
-    source = random.Random(seed)
-    while True:
-        yield {field: _draw(dimension, source) for field, dimension in space.dimensions.items()}
+class Sample(Iterator[Config]):
+    """Random points without end, the same for the same seed; numbers have six significant digits. It pickles."""
+
+    def __init__(self, space: Space, *, seed: int) -> None:
+        self._space, self._random = space, random.Random(seed)
+
+    def __next__(self) -> Config:
+        return {field: _draw(dimension, self._random) for field, dimension in self._space.dimensions.items()}
 
 
 def _draw(dimension: Dimension, source: random.Random) -> Value:
