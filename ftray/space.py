@@ -14,8 +14,10 @@ from ftray.config import Config
 
 Value = bool | int | float | str
 """What a field of a trial's configuration can be."""
+SchedulerName = Literal["asha", "median", "none"]
 Bounds = Annotated[list[float], Field(min_length=2, max_length=2)]
-WholeBounds = Annotated[list[int], Field(min_length=2, max_length=2)]
+WholeSchedulerName = Literal["asha", "median", "none"]
+Bounds = Annotated[list[int], Field(min_length=2, max_length=2)]
 
 
 class Range(Config):
@@ -81,7 +83,7 @@ class SweepConfig(Config):
     searcher: Annotated[str, Field(min_length=1)] | None = None
     """grid, random, optuna, the name of another searcher of Ray Tune, or module:Class. Null: grid where the space has
     no ranges and no more points than trials, else optuna from 10 trials on, else random."""
-    scheduler: Literal["asha", "median", "none"] | None = None
+    scheduler: SchedulerName | None = None
     """What stops trials that fall behind. Null: asha from 8 trials on, else none."""
     mode: Literal["auto", "shared", "trainers"] = "auto"
     """shared: many trials on one copy of the base. trainers: a Ray Train run for each trial."""

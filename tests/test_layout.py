@@ -35,7 +35,20 @@ ROOMS = [
     {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
-RAY_FILES = {"train/launch.py", "work.py", "sweep/per_trial.py", "sweep/reaper.py"}
+RAY_FILES = {
+    "sweep/callback.py",
+    "sweep/client.py",
+    "sweep/per_trial.py",
+    "sweep/reaper.py",
+    "sweep/run.py",
+    "sweep/schedulers.py",
+    "sweep/search.py",
+    "sweep/shared.py",
+    "sweep/stoppers.py",
+    "sweep/tuning.py",
+    "train/launch.py",
+    "work.py",
+}
 DEEPSPEED_FILES = {"train/deepspeed.py"}
 BANNED_NAMES = {"utils", "util", "common", "helpers", "helper", "misc", "core"}
 

@@ -42,6 +42,7 @@ class LedgerCallback(tune.Callback):
         watcher: Watcher,
         stops: Callable[[], Stops],
         spent: Spent,
+        out_of_budget: Callable[[], str | None] = lambda: None,
         role: Literal["search", "seed"] = "search",
     ) -> None:
         self._configurations = configurations
@@ -51,6 +52,7 @@ class LedgerCallback(tune.Callback):
         self._watcher = watcher
         self._stops = stops
         self._spent = spent
+        self._out_of_budget = out_of_budget
         self._role = role
         self._last: dict[str, dict[str, Any]] = {}
 
@@ -89,7 +91,7 @@ class LedgerCallback(tune.Callback):
     def _end(self, trial: Any, *, error: str) -> None:
         spec = self._spec(trial)
         last = self._last.get(spec.trial_id)
-        state, reason = state_of(spec.trial_id, last, self._stops(), error=error)
+        state, reason = state_of(spec.trial_id, last, self._stops(), error=error, out_of_budget=self._out_of_budget())
         has_value = last is not None and last["best_step"] > 0
         # Its best checkpoint stays as it is: what a trial computes after its last result is never told, nor kept.
         adapter = self._mode.export(spec.trial_id, last["best_step"]) if last is not None and has_value else None

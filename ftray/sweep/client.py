@@ -12,6 +12,7 @@ import ray
 from ray import tune
 
 from ftray.errors import RunError
+from ftray.sweep.trial import RESULT_KEY
 
 WAIT_SECONDS = 20.0
 """How long one call waits for an evaluation; then it asks again."""
@@ -49,7 +50,7 @@ class SharedTrial(tune.Trainable):
         self._heard += 1
         self._failure = result["failure"]
         # Tune has a `trial_id` of its own, and puts it over this one.
-        return {**result, "trial": result["trial_id"], "done": result["finished"] and not self._failure}
+        return {**result, RESULT_KEY: result["trial_id"], "done": result["finished"] and not self._failure}
 
     def _next(self) -> dict[str, Any]:
         deadline = time.monotonic() + PATIENCE_SECONDS

@@ -13,8 +13,13 @@ Stops = Mapping[str, tuple[State, str]]
 """Trials that a stopper or the scheduler has stopped, by trial_id: the state and the reason."""
 
 
-def state_of(trial_id: str, last: Mapping[str, Any] | None, stops: Stops, *, error: str = "") -> tuple[State, str]:
-    """Return a trial's state and the reason. `last`: its last result; `error`: what its client died of."""
+def state_of(
+    trial_id: str, last: Mapping[str, Any] | None, stops: Stops, *, error: str = "", out_of_budget: str | None = None
+) -> tuple[State, str]:
+    """Return a trial's state and the reason.
+
+    `last`: its last result; `error`: what its client died of; `out_of_budget`: why the whole campaign has ended.
+    """
     if last is not None and last.get("failure"):
         return "failed", str(last["failure"])
     if error:
@@ -23,6 +28,8 @@ def state_of(trial_id: str, last: Mapping[str, Any] | None, stops: Stops, *, err
         return stops[trial_id]
     if last is not None and last.get("finished"):
         return "completed", "its last step"
+    if out_of_budget is not None:
+        return "budget", out_of_budget
     return "failed", "it ended without saying why"
 
 

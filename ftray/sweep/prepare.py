@@ -11,7 +11,7 @@ from ftray.evaluate.config import LOWER_IS_BETTER
 from ftray.finetune import Prepared, check, describe_machine, require_audit
 from ftray.finish import FinalTasks
 from ftray.job import LoadedJob, identity, run_directory, run_id_of
-from ftray.space import SweepConfig
+from ftray.space import SchedulerName, SweepConfig
 from ftray.sweep.comparison import Split
 from ftray.sweep.configurations import Configurations
 from ftray.sweep.mode import ModeName, choose_mode
@@ -34,7 +34,7 @@ class Campaign:
     num_trials: int
     searcher: str
     searcher_reason: str
-    scheduler: str
+    scheduler: SchedulerName
     scheduler_reason: str
     mode: ModeName
     mode_reason: str

@@ -24,9 +24,9 @@ GOAL = 0.02
 def rows_needed(difference: float, *, discordance: float = DISCORDANCE) -> int:
     """Return how many rows McNemar's test needs to show a difference in accuracy between two trials.
 
-    n = (z_a sqrt(psi) + z_b sqrt(psi - d²))² / d² with the difference d and psi, the share of rows that only one of them
-    gets right (Connor 1987, Biometrics 43:207-211), at two-sided significance 0.05 and power 0.8. psi is assumed to
-    be `discordance` times d, and at most all rows.
+    n = (z_a sqrt(psi) + z_b sqrt(psi - d²))² / d² with the difference d and psi, the share of rows that only one of
+    them gets right (Connor 1987, Biometrics 43:207-211), at two-sided significance 0.05 and power 0.8. psi is assumed
+    to be `discordance` times d, and at most all rows.
     """
     if not 0 < difference <= 1:
         raise AssertionError(f"a difference in accuracy of {difference}")

@@ -210,7 +210,7 @@ def first_configs(campaign: Campaign, count: int = 32) -> list[Config]:
     """Return some configurations of the campaign, to be measured with."""
     from itertools import islice
 
-    from ftray.sweep.space import sample
+    from ftray.sweep.space import Sample
 
-    drawn = islice(sample(campaign.space, seed=campaign.loaded.job.seed), count - 1)
+    drawn = islice(Sample(campaign.space, seed=campaign.loaded.job.seed), count - 1)
     return [campaign.configurations.default().config, *drawn]

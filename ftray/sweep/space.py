@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ftray.campaign import Config
 from ftray.job import Job
 from ftray.presets import FULL_SPACE, LORA_SPACES
-from ftray.space import Dimension, Range, SweepConfig, Value
+from ftray.space import Dimension, Range, SchedulerName, SweepConfig, Value
 from ftray.sweep.fields import RATIO, apply, refuse, require_dimension, require_field, value_of
 
 OPTUNA_FROM = 10
@@ -169,11 +169,14 @@ def grid(space: Space) -> Iterator[Config]:
         yield dict(zip(space.dimensions, values, strict=True))
 
 
-def sample(space: Space, *, seed: int) -> Iterator[Config]:
-    """Yield random points without end, the same for the same seed; numbers have six significant digits."""
-    source = random.Random(seed)
-    while True:
-        yield {field: _draw(dimension, source) for field, dimension in space.dimensions.items()}
+class Sample(Iterator[Config]):
+    """Random points without end, the same for the same seed; numbers have six significant digits. It pickles."""
+
+    def __init__(self, space: Space, *, seed: int) -> None:
+        self._space, self._random = space, random.Random(seed)
+
+    def __next__(self) -> Config:
+        return {field: _draw(dimension, self._random) for field, dimension in self._space.dimensions.items()}
 
 
 def _draw(dimension: Dimension, source: random.Random) -> Value:
@@ -208,7 +211,7 @@ def choose_searcher(sweep: SweepConfig, space: Space) -> tuple[str, str]:
     return "random", f"{sweep.trials} trials are too few for a searcher that learns from them"
 
 
-def choose_scheduler(sweep: SweepConfig, num_trials: int) -> tuple[str, str]:
+def choose_scheduler(sweep: SweepConfig, num_trials: int) -> tuple[SchedulerName, str]:
     """Return the scheduler's name for so many trials, and why it is that one."""
     if sweep.scheduler is not None:
         return sweep.scheduler, "the job says so"

@@ -9,6 +9,11 @@ from ftray.campaign import Config
 from ftray.job import Job
 from ftray.train.plan import Plan
 
+RESULT_KEY = "trial"
+"""Where a result that is reported to Tune has the trial_id; Tune writes its own under that name."""
+OBJECTIVE = "best_validation_accuracy"
+"""What searchers and schedulers compare: the trial's best task metric so far, whatever the metric is."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialSpec:

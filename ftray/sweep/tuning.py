@@ -40,12 +40,12 @@ class Search:
         plan = campaign.prepared.plan
         self._early = EarlyStopper(plan.early_stopping, higher_is_better=campaign.higher_is_better)
         self._nonfinite = NonFinite()
-        self._budget = BudgetStopper(campaign.settings.budget, spent=lambda: spent.now)
+        self._budget = _budget_stopper(campaign, mode, spent)
 
     @property
     def is_out_of_budget(self) -> bool:
         """Whether the budget ended it."""
-        return self._budget.is_spent
+        return self._budget is not None and self._budget.reason is not None
 
     def run(self) -> None:
         """Run the trials that have not ended yet."""
@@ -55,28 +55,25 @@ class Search:
         if left <= 0:
             return
         default = configurations.default()
-        points = [configurations.spec(config) for config in self._unfinished(ended)]
-        if default.trial_id not in ended and all(spec.trial_id != default.trial_id for spec in points):
-            points.insert(0, default)
-        if campaign.searcher == "grid":
-            points += ordered([spec for spec in configurations.grid() if spec.trial_id not in ended])
+        specs = [configurations.spec(config) for config in self._unfinished(ended)]
+        specs += [default, *(configurations.grid() if campaign.searcher == "grid" else [])]
+        points = {spec.trial_id: spec for spec in specs if spec.trial_id not in ended}
+        mode: Literal["max", "min"] = "max" if campaign.higher_is_better else "min"
         searcher = make_searcher(
             campaign.searcher,
             campaign.space,
-            points=[spec.config for spec in points],
-            trials=left,
+            points=[spec.config for spec in ordered(list(points.values()))],
+            trials=campaign.num_trials,
             seed=campaign.loaded.job.seed,
-            mode="max" if campaign.higher_is_better else "min",
+            mode=mode,
             key_of=configurations.key,
-            known=[
-                (result.config, result.best.validation_accuracy if result.best else None) for result in ended.values()
-            ],
+            known=[(result.config, _value(result)) for result in ended.values()],
         )
         scheduler = make_scheduler(
             campaign.scheduler,
             max_tokens=self._most_tokens(),
             grace_tokens=self._grace_tokens(),
-            mode="max" if campaign.higher_is_better else "min",
+            mode=mode,
             default_trial_id=default.trial_id,
         )
         replay(scheduler, self._histories(ended))
@@ -89,7 +86,8 @@ class Search:
         ids = {seed: configurations.spec(config, seed=seed).trial_id for seed in seeds}
         missing = [{**config, SEED: seed} for seed in seeds if ids[seed] not in self.ledger]
         if missing:
-            self._fit(Planned(missing), None, num_samples=len(missing), role="seed")
+            planned = Planned(iter(missing), mode="max" if self.campaign.higher_is_better else "min")
+            self._fit(planned, None, num_samples=len(missing), role="seed")
         return [result for result in self.ledger.results() if result.trial_id in ids.values()]
 
     def _fit(self, searcher: Any, scheduler: Any, *, num_samples: int, role: Literal["search", "seed"]) -> None:
@@ -97,9 +95,9 @@ class Search:
             by_scheduler = getattr(scheduler, "reasons", {})
             return {
                 **{trial_id: ("pruned", reason) for trial_id, reason in by_scheduler.items()},
+                **(self._budget.reasons if self._budget else {}),
                 **self._early.reasons,
                 **self._nonfinite.reasons,
-                **self._budget.reasons,
             }
 
         callback = LedgerCallback(
@@ -110,6 +108,7 @@ class Search:
             watcher=self.display,
             stops=stops,
             spent=self.spent,
+            out_of_budget=lambda: self._budget.reason if self._budget else None,
             role=role,
         )
         folder = self.campaign.directory.root / "tune"
@@ -127,7 +126,7 @@ class Search:
             run_config=tune.RunConfig(
                 name=f"{role}-{now().replace(':', '').replace('.', '')}",
                 storage_path=str(folder),
-                stop=CombinedStopper(self._early, self._nonfinite, self._budget),
+                stop=CombinedStopper(*filter(None, (self._early, self._nonfinite, self._budget))),
                 failure_config=tune.FailureConfig(max_failures=CLIENT_FAILURES),
                 callbacks=[callback, *self.mode.callbacks()],
                 verbose=0,
@@ -178,6 +177,18 @@ class Search:
         # A share of a longer training is more steps.
         warmup = warmup * max(1.0, epochs * plan.steps_per_epoch / plan.total_steps)
         return max(1, int(per_step * max(warmup, plan.evaluate_every)))
+
+
+def _value(result: TrialResult) -> float:
+    return result.best.validation_accuracy if result.best else math.nan
+
+
+def _budget_stopper(campaign: Campaign, mode: Mode, spent: Spent) -> BudgetStopper | None:
+    budget = campaign.settings.budget
+    if budget is None:
+        return None
+    now = spent.now
+    return BudgetStopper(budget, workers=mode.workers, spent_before_seconds=now.wall if budget.hours else now.trainers)
 
 
 def _numbers(dimension: Any) -> list[float]:

@@ -23,9 +23,9 @@ def test_so_many_rows_show_the_difference_four_times_in_five(difference: float) 
     assert 0.65 < shown < 0.88
 
 
-def test_a_published_example() -> None:
-    # Psi 0.3 and difference 0.1, the normal deviates 1.96 and 0.8416: 233 pairs.
-    assert rows_needed(0.1, discordance=3.0) == 233
+def test_the_formula_by_hand() -> None:
+    # (1.96 * 0.5477 + 0.8416 * 0.5385)² / 0.01 = 233.1 pairs.
+    assert rows_needed(0.1, discordance=3.0) == 234
 
 
 @given(rows=st.integers(1, 20_000))

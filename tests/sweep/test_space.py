@@ -16,7 +16,7 @@ from ftray.model.config import MethodConfig
 from ftray.presets import PRESETS, PresetName
 from ftray.space import Range, SweepConfig
 from ftray.sweep.fields import FIELDS, RATIO, UNSWEEPABLE
-from ftray.sweep.space import choose_scheduler, choose_searcher, grid, resolve_space, sample
+from ftray.sweep.space import Sample, choose_scheduler, choose_searcher, grid, resolve_space
 from ftray.train.config import TrainConfig
 
 
@@ -137,15 +137,15 @@ def test_random_points_are_in_the_space_and_come_again_with_the_seed(seed: int) 
             }
         )
     )
-    drawn = list(itertools.islice(sample(space, seed=seed), 20))
+    drawn = list(itertools.islice(Sample(space, seed=seed), 20))
     assert all(point in space for point in drawn)
-    assert drawn == list(itertools.islice(sample(space, seed=seed), 20))
-    assert drawn != list(itertools.islice(sample(space, seed=seed + 1), 20))
+    assert drawn == list(itertools.islice(Sample(space, seed=seed), 20))
+    assert drawn != list(itertools.islice(Sample(space, seed=seed + 1), 20))
 
 
 def test_random_rates_are_as_likely_in_every_order_of_magnitude() -> None:
     space = resolve_space(job({"learning_rate": {"loguniform": [1e-5, 1e-3]}}))
-    rates = [float(point["learning_rate"]) for point in itertools.islice(sample(space, seed=0), 2000)]
+    rates = [float(point["learning_rate"]) for point in itertools.islice(Sample(space, seed=0), 2000)]
     below = sum(math.log10(rate) < -4 for rate in rates) / len(rates)
     assert 0.45 < below < 0.55
 
