@@ -16,8 +16,7 @@ Value = bool | int | float | str
 """What a field of a trial's configuration can be."""
 SchedulerName = Literal["asha", "median", "none"]
 Bounds = Annotated[list[float], Field(min_length=2, max_length=2)]
-WholeSchedulerName = Literal["asha", "median", "none"]
-Bounds = Annotated[list[int], Field(min_length=2, max_length=2)]
+WholeBounds = Annotated[list[int], Field(min_length=2, max_length=2)]
 
 
 class Range(Config):

@@ -77,7 +77,7 @@ class Search:
             default_trial_id=default.trial_id,
         )
         replay(scheduler, self._histories(ended))
-        self._fit(searcher, scheduler, num_samples=left, role="search")
+        self._fit(searcher, scheduler, role="search")
         self.deduplicated = searcher.deduplicated
 
     def train_again(self, config: Config, seeds: Sequence[int]) -> list[TrialResult]:
@@ -87,10 +87,10 @@ class Search:
         missing = [{**config, SEED: seed} for seed in seeds if ids[seed] not in self.ledger]
         if missing:
             planned = Planned(iter(missing), mode="max" if self.campaign.higher_is_better else "min")
-            self._fit(planned, None, num_samples=len(missing), role="seed")
+            self._fit(planned, None, role="seed")
         return [result for result in self.ledger.results() if result.trial_id in ids.values()]
 
-    def _fit(self, searcher: Any, scheduler: Any, *, num_samples: int, role: Literal["search", "seed"]) -> None:
+    def _fit(self, searcher: Any, scheduler: Any, *, role: Literal["search", "seed"]) -> None:
         def stops() -> dict[str, Any]:
             by_scheduler = getattr(scheduler, "reasons", {})
             return {
@@ -119,7 +119,8 @@ class Search:
                 mode="max" if self.campaign.higher_is_better else "min",
                 search_alg=searcher,
                 scheduler=scheduler,
-                num_samples=num_samples,
+                # The searcher says when there are enough.
+                num_samples=-1,
                 max_concurrent_trials=self.mode.concurrency,
                 reuse_actors=self.campaign.mode == "shared",
             ),
