@@ -1,7 +1,7 @@
 """The `sweep` section of a job: what is searched, how, and for how long.
 
 A dimension is a list of values or a range. What the fields of a space are and which of them can be searched together
-is decided in `sweep/configurations.py`, which knows the rest of the job.
+is decided in `sweep/space.py`, which knows the rest of the job.
 """
 
 from __future__ import annotations

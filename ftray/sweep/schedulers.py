@@ -119,7 +119,7 @@ class Sparing(TrialScheduler):
 
     def _reason(self, result: dict[str, Any]) -> str:
         others = [value for trial_id, value in self._best.items() if trial_id != result[RESULT_KEY]]
-        best = max(others) if self._mode == "max" else min(others)
+        best = max(others, default=math.nan) if self._mode == "max" else min(others, default=math.nan)
         what = "not among the best third of" if self._name == "asha" else "worse than the median of"
         return (
             f"{self._name}: {result[OBJECTIVE]:.4g} after {result[TIME]:,} tokens is {what} the trials that came as "
@@ -159,7 +159,7 @@ class Replayed:
 
 
 def replay(scheduler: Sparing, histories: Mapping[str, Sequence[dict[str, Any]]]) -> None:
-    """Let a new scheduler hear the evaluations of earlier trials, by trial_id, as they were reported.
+    """Let a new scheduler hear the evaluations of trials that have ended, by trial_id, as they were reported.
 
     The rungs are then as they were: the order of the trials does not matter to them.
     """

@@ -49,13 +49,15 @@ def make_searcher(
 
     Raises InputError, path sweep.searcher: `unknown_searcher`, `missing_package`, `unsuitable_searcher`.
     """
+    finished = {key_of(config) for config, _ in known}
+    points = [point for point in points if key_of(point) not in finished]
     held = [config for config, _ in known if config in space]
     # A point outside the space is one that the searcher cannot be told of; the order of the points is kept.
     asks_first = all(point in space for point in points)
     inner: Searcher
     if name in OWN:
         asks_first = False
-        first = {key_of(config) for config in [*points, *(config for config, _ in known)]}
+        first = finished | {key_of(point) for point in points}
         listed = [point for point in grid(space) if key_of(point) not in first] if name == "grid" else []
         inner = Planned(iter(listed) if name == "grid" else Sample(space, seed=seed), mode=mode)
     else:
@@ -130,11 +132,12 @@ class Distinct(Searcher):
         while self._points:
             point = self._points.pop(0)
             key = self._key_of(point)
-            # Also where the point is known: the searcher has it among its first suggestions.
-            if self._asks_first and self._ask(trial_id, wanted=key) is not None:
-                self._inner_ids[trial_id] = trial_id
-            if key not in self._values:
-                return self._give(trial_id, point, key)
+            if key in self._values:
+                continue
+            inner_id = f"{trial_id}-point"
+            if self._asks_first and self._ask(inner_id, wanted=key) is not None:
+                self._inner_ids[trial_id] = inner_id
+            return self._give(trial_id, point, key)
         for attempt in range(ATTEMPTS):
             suggestion = self._ask(f"{trial_id}-{attempt}")
             if suggestion is None or isinstance(suggestion, str):

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sweep.campaign import PER_RANK, configurations
 
@@ -44,6 +44,7 @@ def test_a_configuration_is_in_the_job_and_in_the_plan() -> None:
     assert len(spec.trial_id) == 12
 
 
+@settings(deadline=None)
 @given(alpha=st.floats(0.1, 500), rank=st.integers(1, 64))
 def test_any_ratio_of_the_default_comes_back_as_the_default(alpha: float, rank: int) -> None:
     made = configurations({"alpha_over_rank": [0.01, 0.02]}, method={"alpha": alpha, "rank": rank})
@@ -124,6 +125,7 @@ SCHEDULES = st.sampled_from(["cosine", "linear", "constant", "wsd"])
 WARMUPS = st.one_of(st.integers(0, 9), st.floats(0, 0.4))
 
 
+@settings(deadline=None)
 @given(
     schedule=SCHEDULES,
     warmup=WARMUPS,
@@ -168,6 +170,7 @@ def test_trials_that_differ_in_more_than_their_length_share_nothing(other: dict[
     assert shared_steps(made.default(), made.spec(made.default().config, seed=1)) == 0
 
 
+@settings(deadline=None)
 @given(
     points=st.lists(
         st.tuples(st.sampled_from([4, 8]), st.sampled_from([1, 2, 3]), st.sampled_from([0.0, 0.1])), max_size=12

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftray.errors import InputError
@@ -28,6 +28,7 @@ def test_the_formula_by_hand() -> None:
     assert rows_needed(0.1, discordance=3.0) == 234
 
 
+@settings(deadline=None)
 @given(rows=st.integers(1, 20_000))
 def test_the_resolution_is_the_smallest_difference_shown(rows: int) -> None:
     seen = validation_resolution(rows)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftray.sweep.schedulers import SchedulerName, Sparing, make_scheduler, replay
@@ -124,6 +124,7 @@ def test_an_evaluation_that_is_no_number_decides_nothing() -> None:
 CURVES = st.lists(st.lists(st.sampled_from([0.1, 0.3, 0.5, 0.7]), min_size=9, max_size=9), min_size=2, max_size=10)
 
 
+@settings(deadline=None)
 @given(curves=CURVES, split=st.integers(1, 9), name=st.sampled_from(NAMES), mode=st.sampled_from(["max", "min"]))
 def test_a_campaign_that_goes_on_decides_as_it_would_have(
     curves: list[list[float]], split: int, name: SchedulerName, mode: str

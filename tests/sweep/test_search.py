@@ -149,6 +149,19 @@ def test_optuna_learns_from_what_is_known() -> None:
     assert len(given) == 6
 
 
+def test_a_default_that_finished_before_is_no_point_again() -> None:
+    made = configurations({"learning_rate": {"loguniform": [1e-5, 1e-2]}, "rank": [8, 16]})
+    default = made.default().config
+    interrupted = {"learning_rate": 3e-4, "rank": 8}
+    for name in ("random", "optuna"):
+        known = [(default, 0.5), ({"learning_rate": 2e-5, "rank": 16}, 0.4)]
+        search = searcher(name, made, trials=5, points=[default, interrupted, interrupted], known=known)
+        given = drive(search, made)
+        assert given[0] == interrupted
+        assert default not in given
+        assert len(given) == 3
+
+
 def test_a_default_outside_the_space_is_tried_first() -> None:
     made = configurations({"learning_rate": {"loguniform": [1e-3, 1e-2]}})
     search = searcher("optuna", made)

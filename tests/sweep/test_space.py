@@ -7,7 +7,7 @@ import math
 from typing import Any, get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sweep.campaign import job
 
@@ -125,6 +125,7 @@ def test_the_grid_is_every_combination_once() -> None:
     assert points[0] == {"rank": 4, "schedule": "cosine"}
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_random_points_are_in_the_space_and_come_again_with_the_seed(seed: int) -> None:
     space = resolve_space(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sweep.campaign import configurations
 
@@ -25,6 +25,7 @@ def result(step: int, *, loss: float = 1.0, accuracy: float = 0.5, **more: Any) 
 LOSSES = st.one_of(st.floats(0.1, 3.0), st.sampled_from([math.nan, 1.0, 1.01]))
 
 
+@settings(deadline=None)
 @given(
     losses=st.lists(st.tuples(LOSSES, st.floats(0.1, 3.0), st.sampled_from([0.1, 0.2, 0.3])), min_size=1, max_size=20),
     patience=st.integers(1, 4),
