@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from ftray.campaign import Point, TrialResult
 from ftray.evaluate.intervals import RowStatistics, mcnemar, wilson
 from ftray.sweep.choice import choose
 from ftray.sweep.comparison import Comparison, Scores, compare_finalists
 from ftray.sweep.recommendation import recommend
-from ftray.campaign import Point, TrialResult
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
