@@ -26,7 +26,7 @@ from ftray.evaluate.config import LOWER_IS_BETTER
 from ftray.follow import Tail
 from ftray.job import LoadedJob
 from ftray.sampling import Precision
-from ftray.sweep.reaper import ReapedTrainer, note_driver, note_group, remove_groups
+from ftray.sweep.reaper import Clearing, ReapedTrainer, note_driver, note_group, remove_groups
 from ftray.sweep.records import Config, SweepDirectory, TrialDirectory
 from ftray.sweep.trial import TrialSpec
 from ftray.sweep.trial_reports import TrialReports
@@ -179,6 +179,7 @@ def new_evaluations(
                 yield line
         if has_ended:
             return
+        training.clearing.look()
         time.sleep(POLL_SECONDS)
 
 
@@ -188,6 +189,7 @@ class Training(threading.Thread):
     def __init__(self, order: WorkOrder, *, passed: Mapping[str, str], groups: Path, tune_id: str) -> None:
         super().__init__(daemon=True)
         self.tail = Tail(RunDirectory(order.run).metrics)
+        self.clearing = Clearing(groups, tune_id)
         payload = {"order": order, "groups": groups, "tune_id": tune_id}
         self._launch = partial(
             launch,
