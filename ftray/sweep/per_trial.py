@@ -124,21 +124,19 @@ def run_trial(config: dict[str, Any], *, campaign: PerTrial) -> None:
     remove_groups(campaign.groups, tune_id)
     note_driver(campaign.groups, tune_id)
     os.environ.setdefault(*CONTROLLER_POLL)
-    told = Told(trial)
+    told, order = Told(trial), campaign.order(spec)
     reports = TrialReports(spec, higher_is_better=campaign.higher_is_better)
-    order = campaign.order(spec)
+    end = order.plan.total_steps
     for line in evaluations_so_far(trial, order):
         # The last one is told when the workers have ended well.
-        if line["step"] < order.plan.total_steps:
+        if line["step"] < end:
             told.tell(reports.evaluated(line, seconds=told.seconds))
     training = Training(order, passed=campaign.passed, groups=campaign.groups, tune_id=tune_id)
     training.start()
-    last: dict[str, Any] | None = None
     for line in new_evaluations(trial, order, training, after=reports.step):
-        if line["step"] == order.plan.total_steps:
-            last = line
-        else:
+        if line["step"] < end:
             told.tell(reports.evaluated(line, seconds=told.seconds))
+    last = next((line for line in evaluations_so_far(trial, order) if line["step"] == end), None)
     try:
         require_same_data(training.result(), campaign)
     except FtrayError as error:
@@ -146,9 +144,7 @@ def run_trial(config: dict[str, Any], *, campaign: PerTrial) -> None:
             reports.evaluated(last, seconds=told.seconds)
         told.tell(reports.failed(error, seconds=told.seconds))
         return
-    if last is None:
-        # Its last evaluation was done by an earlier driver, which was killed before it could tell.
-        (last,) = [line for line in evaluations_so_far(trial, order) if line["step"] == order.plan.total_steps]
+    assert last is not None, "workers that have ended well have done their last evaluation"
     told.tell(reports.evaluated(last, seconds=told.seconds, finished=True))
 
 

@@ -8,6 +8,7 @@ themselves in a folder, and the campaign removes the groups of trials that have 
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,6 @@ IDLE_SECONDS = 5.0
 
 def note_driver(folder: Path, tune_id: str) -> None:
     """Note this process as a driver of the trial, for as long as it lives."""
-    folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{tune_id}.{os.getpid()}.driver").open("w", encoding="utf-8") as file:
         try_lock(file)
         # A lock lasts until the last descriptor of this opening is closed: when the process ends.
@@ -89,6 +89,9 @@ class Reaper(tune.Callback):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        # Notes of an earlier command: its Ray, or its job on the cluster, has ended with it.
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         self._ended: dict[str, float | None] = {}
         """Since when the driver of an ended trial is seen to be gone."""
         self._before = set(_groups_of_this_job())
