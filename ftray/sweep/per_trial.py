@@ -27,7 +27,7 @@ from ftray.evaluate.config import LOWER_IS_BETTER
 from ftray.follow import Tail
 from ftray.job import LoadedJob
 from ftray.sampling import Precision
-from ftray.sweep.reaper import ReapedTrainer, note_driver, note_group, remove_groups
+from ftray.sweep.reaper import Clearing, ReapedTrainer, note_driver, note_group, remove_groups
 from ftray.sweep.trial import TrialSpec
 from ftray.sweep.trial_reports import TrialReports
 from ftray.tracking import current_lines
@@ -124,21 +124,19 @@ def run_trial(config: dict[str, Any], *, campaign: PerTrial) -> None:
     remove_groups(campaign.groups, tune_id)
     note_driver(campaign.groups, tune_id)
     os.environ.setdefault(*CONTROLLER_POLL)
-    told = Told(trial)
+    told, order = Told(trial), campaign.order(spec)
     reports = TrialReports(spec, higher_is_better=campaign.higher_is_better)
-    order = campaign.order(spec)
+    end = order.plan.total_steps
     for line in evaluations_so_far(trial, order):
         # The last one is told when the workers have ended well.
-        if line["step"] < order.plan.total_steps:
+        if line["step"] < end:
             told.tell(reports.evaluated(line, seconds=told.seconds))
     training = Training(order, passed=campaign.passed, groups=campaign.groups, tune_id=tune_id)
     training.start()
-    last: dict[str, Any] | None = None
     for line in new_evaluations(trial, order, training, after=reports.step):
-        if line["step"] == order.plan.total_steps:
-            last = line
-        else:
+        if line["step"] < end:
             told.tell(reports.evaluated(line, seconds=told.seconds))
+    last = next((line for line in evaluations_so_far(trial, order) if line["step"] == end), None)
     try:
         require_same_data(training.result(), campaign)
     except FtrayError as error:
@@ -146,9 +144,7 @@ def run_trial(config: dict[str, Any], *, campaign: PerTrial) -> None:
             reports.evaluated(last, seconds=told.seconds)
         told.tell(reports.failed(error, seconds=told.seconds))
         return
-    if last is None:
-        # Its last evaluation was done by an earlier driver, which was killed before it could tell.
-        (last,) = [line for line in evaluations_so_far(trial, order) if line["step"] == order.plan.total_steps]
+    assert last is not None, "workers that have ended well have done their last evaluation"
     told.tell(reports.evaluated(last, seconds=told.seconds, finished=True))
 
 
@@ -179,6 +175,7 @@ def new_evaluations(
                 yield line
         if has_ended:
             return
+        training.clearing.look()
         time.sleep(POLL_SECONDS)
 
 
@@ -188,6 +185,7 @@ class Training(threading.Thread):
     def __init__(self, order: WorkOrder, *, passed: Mapping[str, str], groups: Path, tune_id: str) -> None:
         super().__init__(daemon=True)
         self.tail = Tail(RunDirectory(order.run).metrics)
+        self.clearing = Clearing(groups, tune_id)
         payload = {"order": order, "groups": groups, "tune_id": tune_id}
         self._launch = partial(
             launch,

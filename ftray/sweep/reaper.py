@@ -8,6 +8,7 @@ themselves in a folder, and the campaign removes the groups of trials that have 
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,12 @@ GRACE_SECONDS = 1.0
 """After a driver's end, for its controller to follow: one that lives would replace the workers that it misses."""
 LONGEST_WAIT_SECONDS = 20.0
 """For drivers that are being ended."""
-ENDED = ("REMOVED",)
+IDLE_SECONDS = 5.0
+"""A placement group that stands empty at two looks this far apart is nobody's: Ray Train fills its own at once."""
 
 
 def note_driver(folder: Path, tune_id: str) -> None:
     """Note this process as a driver of the trial, for as long as it lives."""
-    folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{tune_id}.{os.getpid()}.driver").open("w", encoding="utf-8") as file:
         try_lock(file)
         # A lock lasts until the last descriptor of this opening is closed: when the process ends.
@@ -45,9 +46,30 @@ def note_group(folder: Path, tune_id: str) -> None:
 def remove_groups(folder: Path, tune_id: str = "*") -> None:
     """Remove the noted placement groups of a trial, or of all, and their notes."""
     for note in folder.glob(f"{tune_id}.*.group"):
-        group_id = ray.PlacementGroupID(bytes.fromhex(note.name.split(".")[1]))
-        remove_placement_group(PlacementGroup(group_id))
+        _remove(note.name.split(".")[1])
         note.unlink()
+
+
+class Clearing:
+    """Removes groups that nobody uses while this driver's workers still wait for their places.
+
+    A driver that was killed before its workers could note themselves leaves such a group.
+    """
+
+    def __init__(self, folder: Path, tune_id: str) -> None:
+        self._folder = folder
+        self._tune_id = tune_id
+        self._idle: set[str] = set()
+        self._next_look = time.monotonic() + IDLE_SECONDS
+
+    def look(self) -> None:
+        """Look again if it is time."""
+        if time.monotonic() < self._next_look or any(self._folder.glob(f"{self._tune_id}.*.group")):
+            return
+        idle = _idle_groups() - {note.name.split(".")[1] for note in self._folder.glob("*.group")}
+        for group_id in idle & self._idle:
+            _remove(group_id)
+        self._idle, self._next_look = idle, time.monotonic() + IDLE_SECONDS
 
 
 class ReapedTrainer(TorchTrainer):
@@ -67,9 +89,12 @@ class Reaper(tune.Callback):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        # Notes of an earlier command: its Ray, or its job on the cluster, has ended with it.
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         self._ended: dict[str, float | None] = {}
         """Since when the driver of an ended trial is seen to be gone."""
-        self._before = _groups_of_this_job()
+        self._before = set(_groups_of_this_job())
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._ended[trial.trial_id] = None
@@ -99,16 +124,32 @@ class Reaper(tune.Callback):
         time.sleep(GRACE_SECONDS)
         remove_groups(self.folder)
         # Of a trial that ended before its workers could note where they stand.
-        for group_id in _groups_of_this_job() - self._before:
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group_id))))
+        for group_id in set(_groups_of_this_job()) - self._before:
+            _remove(group_id)
         self._ended.clear()
 
     def _has_driver(self, tune_id: str) -> bool:
         return any(is_held(lock) for lock in self.folder.glob(f"{tune_id}.*.driver"))
 
 
-def _groups_of_this_job() -> set[str]:
+def _groups_of_this_job() -> dict[str, Any]:
     """Return the placement groups that this process and those it started have: their ids end in the job's."""
     job = ray.get_runtime_context().get_job_id()
     groups = placement_group_table()
-    return {one for one, group in groups.items() if one.endswith(job) and group["state"] not in ENDED}
+    return {one: group for one, group in groups.items() if one.endswith(job) and group["state"] != "REMOVED"}
+
+
+def _idle_groups() -> set[str]:
+    """Return this job's groups for workers that have no worker: all of their CPUs are free."""
+    free = ray.available_resources()
+    cpus = {
+        one: sum(bundle.get("CPU", 0.0) for bundle in group["bundles"].values())
+        for one, group in _groups_of_this_job().items()
+        if group["state"] == "CREATED"
+    }
+    # Drivers stand in groups of Tune's, which hold no CPU.
+    return {one for one, number in cpus.items() if number and free.get(f"CPU_group_{one}", 0.0) >= number}
+
+
+def _remove(group_id: str) -> None:
+    remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group_id))))

@@ -237,6 +237,11 @@ def test_an_interrupted_trial_tells_again_what_it_told_and_goes_on(three: dict[s
 def test_a_killed_driver_is_replaced_and_its_workers_make_room(
     cluster: None, loaded: LoadedJob, three: dict[str, Any], tmp_path: Path
 ) -> None:
+    from ray.util.placement_group import placement_group
+
+    # What a driver leaves that is killed before its workers could say where they stand: the only CPU is taken.
+    orphan = placement_group([{"CPU": 1.0}])
+    assert orphan.wait(20)
     killed = []
 
     def kill_once(report: dict[str, Any]) -> None:
