@@ -135,6 +135,7 @@ def _ftray(order: Order, folder: Path) -> tuple[Seen, list[Trial]]:
 
 
 def _ftray_trial(line: Record, root: Path) -> Trial:
+    assert line["state"] in ("completed", "pruned"), f"{line['config']} is {line['state']}: {line['reason']}"
     metrics = root / "trials" / line["trial_id"] / "metrics.jsonl"
     logged = [json.loads(text) for text in metrics.read_text(encoding="utf-8").splitlines()]
     steps = [one for one in logged if one["kind"] == "step"]

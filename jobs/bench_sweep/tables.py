@@ -104,7 +104,7 @@ def sentences(results: Record) -> list[str]:
     """Return how far the sides' losses are apart."""
     goal = results["settings"]["goals"]["loss_difference"]
     return [
-        f"{one['case']}, {one['scheduler']}: over {one['compared_trials']} pairs of completed trials the sides differ by "
+        f"{one['case']}, {one['scheduler']}: {one['compared_trials']} pairs of completed trials of two sides differ by "
         f"at most {one['validation_loss_difference']:.1e} in the final validation loss (goal ≤ {goal:.0e}) and "
         f"{one['train_loss_difference']:.1e} in the loss of the last step"
         for one in results["summary"]
