@@ -32,7 +32,7 @@ def make_campaign(job_file: Path, sets: list[str], settings: Record) -> Record:
     sampler = StepSampler(datasets.train, batch_size=plan.batch_size, seed=plan.seed)
     place = {id(example): index for index, example in enumerate(datasets.train)}
     steps = [sampler.step(step) for step in range(plan.total_steps)]
-    tokens = list(itertools.accumulate(sum(len(example.tokens) for example in step) for step in steps))
+    tokens = sum(len(example.tokens) for step in steps for example in step)
     return {
         "model": loaded.job.model,
         "seed": plan.seed,
@@ -87,10 +87,13 @@ def _trial(loaded: LoadedJob, plan: Plan, config: Record) -> Record:
     }
 
 
-def _rungs(plan: Plan, tokens: list[int]) -> Record:
-    """Return where the first rung is, and a number of tokens that no trial reaches: each ends by its own last step."""
-    first = next(step for step in itertools.count(1) if plan.evaluates_at(step) and step > plan.schedule.warmup_steps)
-    return {"grace_period": tokens[first - 1], "max_t": tokens[-1] + 1}
+def _rungs(plan: Plan, tokens: int) -> Record:
+    """Return where the first rung is, and a number of tokens that no trial reaches: each ends by its own last step.
+
+    As `ftray sweep` reckons it: warm-up and one evaluation, in steps of the mean number of tokens.
+    """
+    steps = max(plan.schedule.warmup_steps, plan.evaluate_every)
+    return {"grace_period": int(plan.data.train_tokens / plan.steps_per_epoch * steps), "max_t": tokens + 1}
 
 
 def write_campaign(campaign: Record, file: Path) -> None:
