@@ -6,22 +6,17 @@ Either returns a `Run` that holds the same numbers, measured alike: seconds of t
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
-import subprocess
 import sys
-import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+from bench_watch import watch
 
 HERE = Path(__file__).resolve().parent
-SAMPLE_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +82,7 @@ def run_ftray(task: Task, variant: str, settings: dict[str, Any]) -> Run:
     command += ["--storage", str(task.folder / "runs")]
     for setting in sets:
         command += ["--set", setting]
-    seen = _watch(command, environment, task.folder / f"ftray-{variant}-{task.seed}.log")
+    seen = watch(command, environment, task.folder / f"ftray-{variant}-{task.seed}.log")
     result = json.loads(seen.output)
     lines = [json.loads(line) for line in (Path(result["path"]) / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["kind"] == "step"]
@@ -143,7 +138,7 @@ def run_trl(task: Task, variant: str, settings: dict[str, Any], arguments: dict[
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={settings['processes']}"]
     command += [str(HERE / "trl_side.py"), str(order_file)]
     environment = {"OMP_NUM_THREADS": str(settings["threads"]), **settings.get("environment", {})}
-    seen = _watch(command, environment, task.folder / f"{name}.log")
+    seen = watch(command, environment, task.folder / f"{name}.log")
     record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     return _checked(
         Run(
@@ -174,53 +169,3 @@ def _checked(run: Run) -> Run:
     assert run.smallest_grad_norm > 0, f"{run.side} {run.variant}: a gradient norm of {run.smallest_grad_norm}"
     assert run.last_loss < run.first_loss, f"{run.side} {run.variant}: {run.first_loss} -> {run.last_loss}"
     return run
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Seen:
-    output: str
-    seconds: float
-    peak_process_bytes: int
-    peak_total_bytes: int
-    load_average: float
-
-
-def _watch(command: Sequence[str], environment: dict[str, str], log: Path) -> _Seen:
-    """Run a command to its end and watch the memory of its processes. Its messages go to `log`."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    load_average = os.getloadavg()[0]
-    started = time.perf_counter()
-    largest = total = 0
-    output = log.with_suffix(".out")
-    with log.open("w", encoding="utf-8") as messages, output.open("w", encoding="utf-8") as answer:
-        process = subprocess.Popen(
-            command,
-            stdout=answer,
-            stderr=messages,
-            env={**os.environ, "TOKENIZERS_PARALLELISM": "false", **environment},
-        )
-        watched = psutil.Process(process.pid)
-        while process.poll() is None:
-            sizes = _resident_bytes(watched)
-            largest, total = max([largest, *sizes]), max(total, sum(sizes))
-            time.sleep(SAMPLE_SECONDS)
-    seconds = time.perf_counter() - started
-    if process.returncode != 0:
-        tail = "\n".join((log.read_text(encoding="utf-8") + output.read_text(encoding="utf-8")).splitlines()[-30:])
-        raise SystemExit(f"{' '.join(command)}\nended with {process.returncode}:\n{tail}")
-    return _Seen(
-        output=output.read_text(encoding="utf-8"),
-        seconds=seconds,
-        peak_process_bytes=largest,
-        peak_total_bytes=total,
-        load_average=load_average,
-    )
-
-
-def _resident_bytes(root: psutil.Process) -> list[int]:
-    sizes = []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for process in [root, *root.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                sizes.append(process.memory_info().rss)
-    return sizes
