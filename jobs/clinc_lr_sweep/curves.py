@@ -15,7 +15,7 @@ from typing import Any
 import matplotlib
 
 from ftray.artifacts import read_json, write_json
-from ftray.sweep.records import Ledger, SweepDirectory
+from ftray.campaign import Ledger, SweepDirectory
 from ftray.tracking import current_lines
 
 HERE = Path(__file__).parent
