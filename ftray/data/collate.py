@@ -34,6 +34,7 @@ class Batch:
     targets: Tensor  # [M] int64, the token to predict there
     example_index: Tensor  # [M] int64, which example the label belongs to
     rows: tuple[tuple[str, int], ...]  # (dataset, row in its file) of each example, for messages
+    dropout_seed: int | None = None  # of its masks, another for every batch of a training
 
     @property
     def num_tokens(self) -> int:
@@ -59,7 +60,9 @@ class Batch:
         )
 
 
-def collate(examples: Sequence[TokenizedExample], layout: Layout, *, pad_token_id: int = 0) -> Batch:
+def collate(
+    examples: Sequence[TokenizedExample], layout: Layout, *, pad_token_id: int = 0, dropout_seed: int | None = None
+) -> Batch:
     """Lay `examples` out as one batch."""
     if not examples:
         raise AssertionError("a batch needs at least one example")
@@ -93,4 +96,5 @@ def collate(examples: Sequence[TokenizedExample], layout: Layout, *, pad_token_i
         targets=torch.from_numpy(np.concatenate(targets)),
         example_index=torch.from_numpy(np.concatenate(owners)),
         rows=tuple((example.dataset, example.row) for example in examples),
+        dropout_seed=dropout_seed,
     )

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ftray.errors import InputError
 from ftray.model.bank_route import BASE, Route, make_route
 from ftray.model.config import MethodConfig
+from ftray.model.dropout import dropout_mask
 from ftray.model.lora import computes_plainly, is_linear, is_target, is_transposed, require_targets
 
 if TYPE_CHECKING:
@@ -377,13 +378,10 @@ class BankLinear(nn.Module):
         if not any(rates.values()):
             return None
         parts = []
-        generator = torch.Generator(device=x.device)
         for slot, count in route.counts.items():
-            part = x.new_ones((count, self.in_features))
-            if rates.get(slot, 0.0) > 0.0:
-                keep = 1.0 - rates[slot]
-                generator.manual_seed((route.dropout[slot] * 1_000_003 + self.index) % (2**63))
-                part.bernoulli_(keep, generator=generator).div_(keep)
+            part, rate = x.new_ones((count, self.in_features)), rates.get(slot, 0.0)
+            if rate > 0.0:
+                part = dropout_mask(part, rate, seed=route.dropout[slot], layer=self.index)
             parts.append(part)
         mask = x.new_ones((route.num_runs * route.width, self.in_features))
         mask.index_copy_(0, route.places, torch.cat(parts))

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from ftray.data.collate import Batch, Layout
 from ftray.model.attention import NAME, flat_index
+from ftray.model.dropout import draw_from
 
 
 def layout_for(model: nn.Module) -> Layout:
@@ -36,6 +37,7 @@ def label_losses(model: nn.Module, batch: Batch, *, label_smoothing: float | Ten
 
 def label_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Return the logits [M, vocabulary] at the positions that predict a label."""
+    draw_from(batch.dropout_seed)
     if batch.layout == "padded":
         rows: Tensor = model(
             input_ids=batch.input_ids,

@@ -49,6 +49,9 @@ def attach_lora(base: nn.Module, method: MethodConfig, *, base_name: str, seed: 
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         model: Any = get_peft_model(base, config)
     model.peft_config[ADAPTER_NAME].base_model_name_or_path = base_name
+    adapted = (module for module in model.modules() if isinstance(module, FoldedLoraLinear))
+    for index, layer in enumerate(adapted):
+        layer.index = index
     return model  # type: ignore[no-any-return]
 
 

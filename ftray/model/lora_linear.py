@@ -13,6 +13,7 @@ import torch
 from peft.tuners.lora import Linear
 from torch import Tensor
 
+from ftray.model.dropout import drawn_from, dropout_mask
 from ftray.model.lora import ADAPTER_NAME
 
 
@@ -48,6 +49,9 @@ class _FoldedLora(torch.autograd.Function):
 class FoldedLoraLinear(Linear):
     """PEFT's LoRA linear with a folded forward; same parameters, same names, same files."""
 
+    index = 0
+    """Its place among the model's adapted layers: each drops other inputs."""
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return base and update; falls back to PEFT where the update is not one plain adapter's."""
         base: Any = self.base_layer
@@ -58,10 +62,19 @@ class FoldedLoraLinear(Linear):
             return output
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         rows = x.reshape(-1, x.shape[-1]).to(dtype)
-        dropout = self.lora_dropout[ADAPTER_NAME]
-        dropped = rows if isinstance(dropout, torch.nn.Identity) else dropout(rows)
+        dropped = self._dropped(rows)
         bias = None if base.bias is None else base.bias.to(dtype)
         y = _FoldedLora.apply(  # type: ignore[no-untyped-call]
             rows, base.weight.to(dtype), bias, a.to(dtype), b.to(dtype), dropped, self.scaling[ADAPTER_NAME]
         )
         return y.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
+
+    def _dropped(self, rows: Tensor) -> Tensor:
+        """Return the adapter's input [T, in] after dropout, drawn from the batch's seed where there is one."""
+        dropout: Any = self.lora_dropout[ADAPTER_NAME]
+        if isinstance(dropout, torch.nn.Identity) or not dropout.training:
+            return rows
+        seed = drawn_from()
+        if seed is None:
+            return dropout(rows)  # type: ignore[no-any-return]
+        return rows * dropout_mask(rows, dropout.p, seed=seed, layer=self.index)

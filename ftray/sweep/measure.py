@@ -16,8 +16,9 @@ from ftray.sweep.slots import SharedBase
 from ftray.sweep.trial import TrialSpec
 
 TIMED_STEPS = 2
-GAIN = 0.03
-"""Share by which a trial's step must get faster for twice the slots: below it is noise."""
+GAIN = 0.1
+"""Share by which a trial's step must get faster for twice the slots. Below it is noise, and trials that run at the same
+time learn nothing from each other."""
 
 
 def measure(

@@ -193,6 +193,7 @@ def open_mode(campaign: Campaign) -> Mode:
             num_trials=campaign.num_trials,
             first=first_configs(campaign),
             family=campaign.family,
+            learns=campaign.scheduler != "none" or campaign.searcher not in ("grid", "random"),
         )
     from ftray.sweep.trainers import TrialTrainers
 

@@ -26,6 +26,8 @@ START_CPU = 2
 START_GPU = 4
 """Slots that are measured first: fewer are never the fastest."""
 MOST_SLOTS = 32
+WAVES = 2
+"""Trials run in so many waves at least, where later ones depend on earlier ones."""
 SPARE_CALLS = 8
 """Calls a trainer answers at a time beside those of its clients, each of which waits in one."""
 THIN = {"node:__internal_head__": 0.001}
@@ -44,10 +46,12 @@ class SharedBases:
         num_trials: int,
         first: Sequence[Config],
         family: int = 1,
+        learns: bool = True,
     ) -> None:
         """Start them and choose the slots with the `first` configurations of the campaign.
 
-        `family`: so many trials may be the beginning of one another; only one of them computes.
+        `family`: so many trials may be the beginning of one another; only one of them computes. `learns`: whether
+        trials that have ended decide about others.
         """
         nodes = cluster_nodes()
         gpus = int(sum(float(node.get("GPU", 0)) for node in nodes))
@@ -55,7 +59,8 @@ class SharedBases:
         places = gpus or max(1, cpus)
         self.directory = directory
         self.workers = min(num_trials, places if sweep.workers == "auto" else min(sweep.workers, places))
-        most = math.ceil(num_trials / self.workers)
+        # A searcher or scheduler that learns from trials needs some that have ended before others begin.
+        most = math.ceil(num_trials / self.workers / (WAVES if learns else 1))
         wanted = min(most, MOST_SLOTS) if sweep.slots == "auto" else sweep.slots
         order = replace(order, slots=wanted, threads=None if gpus else 1)
         self.trainers = [

@@ -119,9 +119,14 @@ def train(
     while not training.finished:
         inputs = training.upcoming()
         shares = share_out(inputs.examples, plan.sharing(group.size))
-        batches = [collate(examples, validation.layout) for examples in shares[group.rank]]
+        seed = inputs.seed * SEEDS_PER_STEP + group.rank
+        batches = [
+            collate(examples, validation.layout, dropout_seed=seed + index * group.size)
+            for index, examples in enumerate(shares[group.rank])
+        ]
 
-        torch.manual_seed(inputs.seed * SEEDS_PER_STEP + group.rank)
+        # For what is not drawn from a batch's own seed: adapters that PEFT computes.
+        torch.manual_seed(seed)
         losses = engine.accumulate(batches, normaliser=inputs.num_labels)
         mine = float(sum(part.double().sum().item() for part in losses))
         of_task = sum(map(task_losses, batches, losses)) if training.rehearses else mine

@@ -246,3 +246,18 @@ def test_label_smoothing_is_each_trials_own(campaign: Campaign, tmp_path: Path) 
         finish(alone, [own])
         assert np.allclose(losses(run.folder), losses(own.folder), rtol=0, atol=1e-5)
     assert losses(runs[1].folder)[0] > losses(runs[0].folder)[0]
+
+
+def test_dropout_is_the_same_beside_others_and_alone(campaign: Campaign, tmp_path: Path) -> None:
+    sets = ("method.dropout=0.2", "train.micro_batch_size=3", "train.max_steps=6")
+    base = campaign.base(slots=2)
+    specs = [campaign.spec(*sets), campaign.spec(*sets, "method.rank=8")]
+    runs = [base.join(spec, folder(tmp_path, spec.trial_id)) for spec in specs]
+    finish(base, runs)
+    alone = campaign.load(*sets, f"storage={tmp_path}")
+    result = finetune(alone, display=lambda line: None, on_plan=lambda prepared: None)
+    without = campaign.spec("train.micro_batch_size=3", "train.max_steps=6")
+    plain = base.join(without, folder(tmp_path, "without"))
+    finish(base, [plain])
+    assert np.allclose(losses(runs[0].folder), losses(RunDirectory(Path(result["path"]))), rtol=0, atol=1e-4)
+    assert not np.allclose(losses(runs[0].folder), losses(plain.folder), rtol=0, atol=1e-4)
