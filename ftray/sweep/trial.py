@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ftray.campaign import Config
 from ftray.job import Job
-from ftray.sweep.records import Config
 from ftray.train.plan import Plan
 
 

@@ -1,4 +1,4 @@
-"""The folder of a campaign and its ledger: one line for each trial that has ended, appended and synced, never changed."""
+"""The folder of a campaign and its ledger: one line for each trial that has ended, synced, never changed."""
 
 from __future__ import annotations
 
