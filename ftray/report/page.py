@@ -19,7 +19,7 @@ TEMPLATES = Path(__file__).parent
 FILTERS = (
     wording.value, wording.change, wording.interval, wording.change_interval, wording.plain, wording.count,
     wording.p_value, wording.duration, wording.size, wording.moment, wording.excerpt, wording.words, wording.metric,
-    wording.command,
+    wording.command, wording.setting, wording.forgotten,
 )  # fmt: skip
 
 
