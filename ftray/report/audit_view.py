@@ -11,7 +11,6 @@ from typing import Any
 
 from ftray.audit.wording import NAMES
 from ftray.report import wording
-from ftray.report.records import Records
 from ftray.report.wording import Tone
 
 TONES: dict[str, Tone] = {"pass": "good", "warn": "warn", "fail": "bad", "skipped": "neutral"}
@@ -82,15 +81,15 @@ class AuditView:
     lengths: Table | None
 
 
-def audit_view(records: Records) -> AuditView | None:
+def audit_view(audit: Mapping[str, Any] | None) -> AuditView | None:
     """Return what the dataset gate found; None without an audit."""
-    if records.audit is None:
+    if audit is None:
         return None
-    checks = records.audit["checks"]
+    checks = audit["checks"]
     facts = {check["name"]: check.get("facts", {}) for check in checks}
     worst_first = [check for status in STATUS_ORDER for check in checks if check["status"] == status]
     others = [check for check in checks if check["status"] not in STATUS_ORDER]
-    status = records.audit["status"]
+    status = audit["status"]
     return AuditView(
         status={"pass": "passed the gate", "warn": "passed with warnings", "fail": "failed the gate"}[status],
         tone=TONES[status],

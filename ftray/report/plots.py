@@ -18,7 +18,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 INK, GRID, BASE, TUNED, MARK, PAPER, WHISKER = (f"#0{digit}0{digit}0{digit}" for digit in "1234567")
-VARIABLES = {INK: "muted", GRID: "grid", BASE: "base", TUNED: "tuned", MARK: "mark", PAPER: "paper", WHISKER: "ink"}
+LEVELS = tuple(f"#0{digit}0{digit}0{digit}" for digit in "89abcd")
+"""From the worst sixth of a campaign's trials to the best."""
+VARIABLES = {
+    **{INK: "muted", GRID: "grid", BASE: "base", TUNED: "tuned", MARK: "mark", PAPER: "paper", WHISKER: "ink"},
+    **{level: f"level-{index}" for index, level in enumerate(LEVELS)},
+}
 """Which CSS variable takes a stand-in's place."""
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -115,7 +120,7 @@ def draw_curves(
             axes.axhline(limit, color=INK, linewidth=1.0, linestyle=(0, (1, 2)))
         if selected is not None:
             _mark(axes, curves[-1], selected)
-        axes.yaxis.set_major_formatter(FuncFormatter(_percent if share else _plain))
+        axes.yaxis.set_major_formatter(FuncFormatter(percent if share else number))
         if share:
             axes.set_ylim(-0.03, 1.03)
         axes.margins(x=0.02, y=0.08)
@@ -123,7 +128,7 @@ def draw_curves(
         axes.set_xlabel(x_label)
         axes.grid(axis="y", which="major")
         axes.tick_params(which="both", length=0)
-        return _svg(figure, name)
+        return svg_element(figure, name)
 
 
 def _draw_curve(axes: Axes, curve: Curve) -> None:
@@ -165,11 +170,11 @@ def draw_pairs(name: str, pairs: Sequence[Pair], *, share: bool) -> str:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
         if share:
             axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
-        axes.xaxis.set_major_formatter(FuncFormatter(_percent if share else _plain))
+        axes.xaxis.set_major_formatter(FuncFormatter(percent if share else number))
         axes.grid(axis="x")
         axes.spines["bottom"].set_visible(False)
         axes.tick_params(length=0)
-        return _svg(figure, name)
+        return svg_element(figure, name)
 
 
 def _draw_bar(axes: Axes, one: Interval, *, at: float, colour: str, share: bool, room: float) -> None:
@@ -185,19 +190,21 @@ def _draw_bar(axes: Axes, one: Interval, *, at: float, colour: str, share: bool,
             linewidth=1.1,
             capsize=2.6,
         )
-    label = f"{one.value:.1%}" if share else _plain(one.value, None)
+    label = f"{one.value:.1%}" if share else number(one.value, None)
     axes.text(end + 0.015 * room, at, label, va="center", ha="left", in_layout=False)
 
 
-def _percent(value: float, _: Any) -> str:
+def percent(value: float, _: Any) -> str:
+    """Write a tick of shares."""
     return f"{value:.0%}"
 
 
-def _plain(value: float, _: Any) -> str:
+def number(value: float, _: Any) -> str:
+    """Write a tick of anything else."""
     return f"{value:.4g}"
 
 
-def _svg(figure: Figure, name: str) -> str:
+def svg_element(figure: Figure, name: str) -> str:
     """Return the figure as an SVG element whose ids do not meet those of other plots on the page."""
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata=METADATA)

@@ -7,12 +7,9 @@ What they show went wrong is written beside it as RUN/diagnosis.json, so that pa
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from ftray.artifacts import RunDirectory, write_json, write_text
 from ftray.report import wording
@@ -22,15 +19,10 @@ from ftray.report.diagnose import diagnose
 from ftray.report.drawings import comparison_plots, training_plots, validity_plot
 from ftray.report.examples import choose_examples
 from ftray.report.forgetting_view import forgetting_view
+from ftray.report.page import Headline, Tile, render_page
 from ftray.report.records import Records, read_records
 from ftray.report.wording import Tone
 
-TEMPLATES = Path(__file__).parent
-FILTERS = (
-    wording.value, wording.change, wording.interval, wording.change_interval, wording.plain, wording.count,
-    wording.p_value, wording.duration, wording.size, wording.moment, wording.excerpt, wording.words, wording.metric,
-    wording.command,
-)  # fmt: skip
 FAILURES = {
     "oom": "Out of memory",
     "data": "The data could not be used",
@@ -65,25 +57,6 @@ VERDICTS: dict[str, tuple[str, Tone]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Headline:
-    """The first thing a reader sees."""
-
-    eyebrow: str
-    label: str
-    tone: Tone
-    reasons: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tile:
-    """One large number."""
-
-    what: str
-    number: str
-    note: str = ""
-
-
 def render_run(run: RunDirectory) -> Path:
     """Write RUN/diagnosis.json and RUN/report.html; return the page's path.
 
@@ -93,16 +66,9 @@ def render_run(run: RunDirectory) -> Path:
     diagnosis = diagnose(records)
     write_json(run.diagnosis, diagnosis)
     task = records.task
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update({word.__name__: word for word in FILTERS})
-    page = environment.get_template("run.html.jinja").render(
-        css=Markup((TEMPLATES / "run.css").read_text(encoding="utf-8")),
+    page = render_page(
+        "run.html.jinja",
+        styles=("run.css",),
         records=records,
         headline=headline(records),
         findings=diagnosis["findings"],
@@ -117,7 +83,7 @@ def render_run(run: RunDirectory) -> Path:
         answers=answers_view(records),
         validity_plot=validity_plot(records),
         forgotten=forgetting_view(records),
-        data=audit_view(records),
+        data=audit_view(records.audit),
         events=records.of_kind("event"),
         given=failure_details(records),
         job_yaml=yaml.safe_dump(records.job["job"], sort_keys=False, allow_unicode=True, width=100),

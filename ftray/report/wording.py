@@ -135,3 +135,17 @@ def task_name(task: Mapping[str, Any]) -> str:
 def command(sets: Sequence[str]) -> list[str]:
     """Write changes to a job file as the command that tries them, quoted for a shell, in parts that stay together."""
     return ["ftray train JOB", *(f"--set {shlex.quote(change)}" for change in sets)]
+
+
+def setting(value: Any) -> str:
+    """Write what a field of a job was set to: 0.0002, true, cosine."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.4g}" if isinstance(value, float) else MISSING if value is None else str(value)
+
+
+def forgotten(score: float | None, unit: str) -> str:
+    """Write a forgetting score: a share of items that got worse, or bits per byte."""
+    if score is None:
+        return MISSING
+    return value(score, "") if unit == "share" else f"{score:+.3f} bits per byte".replace("-", MINUS)
