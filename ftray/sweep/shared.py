@@ -16,10 +16,11 @@ from ftray.artifacts import RunDirectory
 from ftray.campaign import Config, SweepDirectory
 from ftray.evaluate.predict import Answers
 from ftray.space import SweepConfig
+from ftray.sweep.actor import TrainerActor
 from ftray.sweep.client import SharedTrial
 from ftray.sweep.mode import BASE
 from ftray.sweep.slot_state import export_adapter
-from ftray.sweep.trainer import SharedBaseTrainer, TrainerOrder
+from ftray.sweep.trainer import TrainerOrder
 from ftray.train.launch import cluster_nodes, worker_environment
 
 START_CPU = 2
@@ -136,4 +137,4 @@ def _actor(order: TrainerOrder, *, has_gpu: bool) -> Any:
         "max_concurrency": 2 * order.slots * 3 + SPARE_CALLS,
         "runtime_env": {"env_vars": worker_environment(has_gpu=has_gpu)},
     }
-    return ray.remote(SharedBaseTrainer).options(**options).remote(order)
+    return ray.remote(TrainerActor).options(**options).remote(order)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -261,3 +263,8 @@ def test_dropout_is_the_same_beside_others_and_alone(campaign: Campaign, tmp_pat
     finish(base, [plain])
     assert np.allclose(losses(runs[0].folder), losses(RunDirectory(Path(result["path"]))), rtol=0, atol=1e-4)
     assert not np.allclose(losses(runs[0].folder), losses(plain.folder), rtol=0, atol=1e-4)
+
+
+def test_what_a_client_loads_is_thin() -> None:
+    code = "import sys, ftray.sweep.client, ftray.sweep.actor; print([*{'torch', 'transformers', 'peft'} & {*sys.modules}])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
