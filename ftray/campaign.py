@@ -146,6 +146,11 @@ class SweepDirectory:
         """Held by the process that runs the command."""
         return self.root / ".driver.lock"
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the folder is a campaign's: it has a folder of trials, which no run has, before anything else."""
+        return self.trials.is_dir()
+
     def trial(self, trial_id: str) -> TrialDirectory:
         """Return the paths of one trial."""
         return TrialDirectory(self.trials / trial_id)

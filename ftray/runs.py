@@ -1,13 +1,16 @@
-"""The runs of a storage folder: listed, and found by name, id or folder."""
+"""The runs and campaigns of a storage folder: listed, and found by name, id or folder."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ftray.artifacts import RunDirectory, is_held, read_json, storage_place, timestamp
+from ftray.campaign import SweepDirectory
 from ftray.errors import InputError, nearest
 
 DEFAULT_STORAGE = "./runs"
@@ -21,11 +24,15 @@ def storage_folder(flag: str | None) -> Path:
 
 
 def list_runs(storage: Path) -> list[dict[str, Any]]:
-    """Return what `ftray runs` says of every run, the newest first. No folder, no runs."""
+    """Return what `ftray runs` says of every run, the newest first. No folder, no runs; campaigns are none."""
+    runs = [_described(RunDirectory(folder)) for folder in _folders(storage) if not SweepDirectory(folder).is_there]
+    return sorted(runs, key=lambda run: (run["updated_at"], run["path"]), reverse=True)
+
+
+def _folders(storage: Path) -> list[Path]:
     if not storage.is_dir():
         return []
-    runs = [_described(RunDirectory(folder)) for folder in storage.iterdir() if (folder / "job.json").is_file()]
-    return sorted(runs, key=lambda run: (run["updated_at"], run["path"]), reverse=True)
+    return sorted(folder for folder in storage.iterdir() if (folder / "job.json").is_file())
 
 
 def _described(run: RunDirectory) -> dict[str, Any]:
@@ -67,32 +74,78 @@ def find_run(text: str, storage: Path) -> RunDirectory:
 
     Raises InputError `missing_run` or `ambiguous_run`.
     """
+    found = find_work(text, storage, campaigns=False)
+    assert isinstance(found, RunDirectory)
+    return found
+
+
+def find_work(text: str, storage: Path, *, campaigns: bool = True) -> RunDirectory | SweepDirectory:
+    """Return the run or campaign that `text` names, as `find_run` takes it; a campaign's name is its job's and -sweep.
+
+    Raises InputError `missing_run` or `ambiguous_run`.
+    """
+    known = [_Named(Path(run["path"]), run["name"], run["run_id"]) for run in list_runs(storage)]
+    sweeps = [_campaign(folder) for folder in _folders(storage) if SweepDirectory(folder).is_there]
     folder = Path(text).expanduser()
     if (folder / "job.json").is_file():
-        return RunDirectory(folder.resolve())
-    runs = list_runs(storage)
-    found = [run for run in runs if _is_named(run, text)]
-    if len(found) == 1:
-        return RunDirectory(Path(found[0]["path"]))
-    if found:
+        found = [_Named(folder.resolve(), "", "")]
+    else:
+        found = [one for one in [*known, *sweeps] if one.answers_to(text)]
+    if len(found) > 1:
         raise InputError(
-            f"{len(found)} runs in {storage} answer to {text!r}",
+            f"{len(found)} folders in {storage} answer to {text!r}",
             kind="ambiguous_run",
             given=text,
-            allowed=[Path(run["path"]).name for run in found],
+            allowed=[one.folder.name for one in found],
             hint="Name one of these folders.",
         )
-    names = [Path(run["path"]).name for run in runs]
-    close = nearest(text, [*names, *(run["name"] for run in runs)])
-    raise InputError(
+    if not found:
+        raise _missing(text, storage, [*known, *sweeps] if campaigns else known)
+    (one,) = found
+    sweep = SweepDirectory(one.folder)
+    if not sweep.is_there:
+        return RunDirectory(one.folder)
+    if not campaigns:
+        raise InputError(
+            f"{one.folder} is a campaign, not a run",
+            kind="missing_run",
+            given=text,
+            allowed="a run folder, or the name or id of a run",
+            hint=f"`ftray report {text}` writes its page, which says where its adapters are.",
+        )
+    return sweep
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A run or a campaign, and what it answers to."""
+
+    folder: Path
+    name: str
+    identity: str
+
+    def answers_to(self, text: str) -> bool:
+        id_start = text.removeprefix(f"{self.name}-")
+        return text == self.name or (len(id_start) >= SHORTEST_ID and self.identity.startswith(id_start))
+
+
+def _campaign(folder: Path) -> _Named:
+    """Return how a campaign is named; a damaged one still has its folder's name."""
+    try:
+        job = read_json(folder / "job.json")
+        return _Named(folder.resolve(), f"{job['job']['name']}-sweep", job["sweep_id"])
+    except (InputError, KeyError, TypeError):
+        return _Named(folder.resolve(), folder.name, "")
+
+
+def _missing(text: str, storage: Path, known: Sequence[_Named]) -> InputError:
+    folder = Path(text).expanduser()
+    names = [one.folder.name for one in known]
+    close = nearest(text, [*names, *(one.name for one in known)])
+    return InputError(
         f"{folder} has no job.json: it is not a run folder" if folder.is_dir() else f"there is no run {text!r}",
         kind="missing_run",
         given=text,
         allowed=names or f"a run folder, or the name or id of a run in {storage} (which has none)",
         hint=f"Did you mean {close}?" if close else "ftray runs --storage DIR lists the runs of another folder.",
     )
-
-
-def _is_named(run: dict[str, Any], text: str) -> bool:
-    id_start = text.removeprefix(f"{run['name']}-")
-    return text == run["name"] or (len(id_start) >= SHORTEST_ID and run["run_id"].startswith(id_start))

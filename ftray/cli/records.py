@@ -9,9 +9,13 @@ import typer
 from ftray.cli.options import Json, Quiet, Storage
 from ftray.cli.outcome import Outcome
 
-Run = Annotated[
+Work = Annotated[
     str,
-    typer.Argument(metavar="RUN", help="A run folder, or a run's name or id in the storage.", show_default=False),
+    typer.Argument(
+        metavar="RUN|SWEEP",
+        help="A run's or a campaign's folder, or its name or id in the storage; NAME-sweep is a campaign's name.",
+        show_default=False,
+    ),
 ]
 
 
@@ -30,19 +34,23 @@ def runs(storage: Storage = None, quiet: Quiet = False, json: Json = False) -> O
     return Outcome(document={"runs": records}, show=show)
 
 
-def report(run: Run, storage: Storage = None, quiet: Quiet = False, json: Json = False) -> Outcome:
-    """Write a run's report.html and diagnosis.json again from its records, and say where they are."""
-    from ftray.report.render import render_run
-    from ftray.runs import find_run, storage_folder
+def report(work: Work, storage: Storage = None, quiet: Quiet = False, json: Json = False) -> Outcome:
+    """Write a run's or a campaign's report.html again from its records, and say where it is."""
+    from ftray.campaign import SweepDirectory
+    from ftray.runs import find_work, storage_folder
 
-    directory = find_run(run, storage_folder(storage))
-    render_run(directory)
-    document = {
-        "schema": "ftray/report/1",
-        "run": str(directory.root),
-        "report": str(directory.report),
-        "diagnosis": str(directory.diagnosis),
-    }
+    found = find_work(work, storage_folder(storage))
+    document = {"schema": "ftray/report/1", "report": str(found.report)}
+    if isinstance(found, SweepDirectory):
+        from ftray.report.sweep_render import render_sweep
+
+        render_sweep(found)
+        document["sweep"] = str(found.root)
+    else:
+        from ftray.report.render import render_run
+
+        render_run(found)
+        document |= {"run": str(found.root), "diagnosis": str(found.diagnosis)}
     return Outcome(
         document=document, show=lambda console: console.print(document["report"], markup=False, soft_wrap=True)
     )

@@ -163,7 +163,6 @@ def course_plots(records: SweepRecords, rows: Sequence[TrialRow]) -> list[Plot]:
         return []
     by_tokens = all(line.get("train/tokens") is not None for line in lines)
     key, x_label = ("train/tokens", "tokens trained") if by_tokens else ("step", "optimizer step")
-    ends = tuple(dict.fromkeys(("plain", END_WORDS[row.state]) for row in rows if records.lines.get(row.trial_id)))
     metric = wording.metric(records.metric)
     plots = []
     for name, column, title in (("values", "val/accuracy", metric), ("losses", "val/loss", "loss")):
@@ -180,11 +179,17 @@ def course_plots(records: SweepRecords, rows: Sequence[TrialRow]) -> list[Plot]:
             Plot(
                 title=wording.title(f"{title} on the validation rows"),
                 svg=Markup(draw_paths(name, paths, x_label=x_label, share=share, highest=highest)),
-                legend=(*_roles(rows), *ends),
+                legend=(),
                 note=notes[name],
             )
         )
     return plots
+
+
+def course_legend(records: SweepRecords, rows: Sequence[TrialRow]) -> tuple[tuple[str, str], ...]:
+    """Return what colours and ends of the courses say."""
+    ends = dict.fromkeys(("plain", END_WORDS[row.state]) for row in rows if records.lines.get(row.trial_id))
+    return *_roles(rows), *ends
 
 
 def _paths(records: SweepRecords, rows: Sequence[TrialRow], *, key: str, column: str) -> list[Path]:
@@ -240,36 +245,48 @@ def pareto_plot(records: SweepRecords, rows: Sequence[TrialRow]) -> Plot | None:
     unit = records.extra("forgetting_unit", "share")
     labels = (
         "general items that got worse" if unit == "share" else "bits per byte lost on general texts",
-        wording.metric(records.metric) + (", %" if share else ""),
+        wording.metric(records.metric),
     )
     front = [dot for trial_id, dot in dots.items() if trial_id in front_ids]
     shares = "front: no trial is better in one and no worse in the other"
     return Plot(
         title="What is learned against what is forgotten",
-        svg=Markup(draw_dots("pareto", list(dots.values()), front, labels=labels, share=share)),
+        svg=Markup(draw_dots("pareto", list(dots.values()), front, labels=labels, shares=(unit == "share", share))),
         legend=(("tuned", shares), ("hollow", "behind it"), *_roles(rows)[:-1]),
         note="upper left is better" if records.higher_is_better else "lower left is better",
     )
 
 
-def candidates_plot(records: SweepRecords, found: Sequence[Side]) -> Plot | None:
-    """Return base, default, winner and finalists with their intervals."""
-    split = split_of(found)
+def candidates_plots(records: SweepRecords, found: Sequence[Side]) -> list[Plot]:
+    """Return base, default, winner and finalists with their intervals, and how far trials are from the default."""
+    split, metric = split_of(found), records.metric
+    values = _candidates([(side, side.on(split)) for side in found])
+    differences = _candidates([(side, side.difference) for side in found])
+    note = "95% intervals" + ("" if records.higher_is_better else ", lower is better")
+    plots = []
+    if len(values) > 1:
+        svg = draw_candidates("candidates", values, write=lambda value: wording.value(value, metric))
+        title = wording.title(f"{wording.metric(metric)} on the {split} rows")
+        plots.append(Plot(title=title, svg=Markup(svg), legend=(), note=note))
+    if differences:
+        unit = "points, " if wording.is_share(metric) else ""
+        svg = draw_candidates("differences", differences, write=lambda value: _difference(value, metric), zero=True)
+        plots.append(Plot(title="Minus the default", svg=Markup(svg), legend=(), note=f"{unit}{note}"))
+    return plots
+
+
+def _candidates(found: Sequence[tuple[Side, Mapping[str, float | None] | None]]) -> list[Candidate]:
     colours = {"base": BASE, "default": WHISKER, "winner": MARK, "default, the winner": MARK, "finalist": TUNED}
-    shown = [(side, estimate) for side in found if (estimate := side.on(split)) and estimate["value"] is not None]
-    if len(shown) < 2:
-        return None
-    candidates = [
+    return [
         Candidate(
             name=f"{side.who} {side.trial}".strip(),
-            interval=Interval(**{end: estimate[end] for end in ("value", "low", "high")}),
+            interval=Interval(value=value, low=estimate["low"], high=estimate["high"]),
             colour=colours[side.who],
         )
-        for side, estimate in shown
+        for side, estimate in found
+        if estimate and (value := estimate["value"]) is not None
     ]
-    return Plot(
-        title=wording.title(f"{wording.metric(records.metric)} on the {split} rows"),
-        svg=Markup(draw_candidates("candidates", candidates, share=wording.is_share(records.metric))),
-        legend=(),
-        note="with 95% intervals" + ("" if records.higher_is_better else ", lower is better"),
-    )
+
+
+def _difference(value: float, metric: str) -> str:
+    return "0" if value == 0 else wording.change(value, metric).removesuffix(" points")

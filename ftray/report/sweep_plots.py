@@ -5,15 +5,16 @@ Made as `plots.py` makes its own: inline SVG whose colours become CSS variables;
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
 
-from ftray.report.plots import INK, PAPER, STYLE, TUNED, WHISKER, Interval, number, percent, svg_element
+from ftray.report.plots import INK, PAPER, STYLE, TUNED, WHISKER, Interval, number, svg_element
 
 DASHES = (0, (5, 2.5))
 
@@ -85,8 +86,8 @@ def draw_parallel(name: str, axes_of: Sequence[Axis], styles: Sequence[Style]) -
                 zorder=style.above,
             )
         for at, axis in enumerate(axes_of):
-            axes.axvline(at, color=INK, linewidth=0.9, zorder=1)
-            axes.text(at, 1.08, axis.name, ha="center", va="bottom", color=WHISKER, fontsize=10)
+            axes.plot([at, at], [-0.03, 1.03], color=INK, linewidth=0.9, zorder=1)
+            axes.text(at, 1.07, axis.name, ha="center", va="bottom", color=WHISKER, fontsize=10)
             is_last = at == len(axes_of) - 1
             for place, text in axis.ticks:
                 axes.text(
@@ -98,7 +99,7 @@ def draw_parallel(name: str, axes_of: Sequence[Axis], styles: Sequence[Style]) -
                     zorder=20,
                     bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.2, "alpha": 0.82},
                 )
-        axes.set_ylim(-0.06, 1.2)
+        axes.set_ylim(-0.05, 1.17)
         axes.set_xlim(-0.35, len(axes_of) - 1 + 0.3)
         axes.set_axis_off()
         return svg_element(figure, name)
@@ -125,13 +126,20 @@ def draw_paths(name: str, paths: Sequence[Path], *, x_label: str, share: bool, h
         axes.margins(x=0.02, y=0.06)
         if highest is not None:
             axes.set_ylim(top=highest)
+        axes.set_xlim(left=0)
         _finish(axes, x_label=x_label, share=share)
+        axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
         axes.grid(axis="y", which="major")
         return svg_element(figure, name)
 
 
-def draw_dots(name: str, dots: Sequence[Dot], front: Sequence[Dot], *, labels: tuple[str, str], share: bool) -> str:
-    """Return the SVG of trials between what they forgot and their value, with the front as steps."""
+def draw_dots(
+    name: str, dots: Sequence[Dot], front: Sequence[Dot], *, labels: tuple[str, str], shares: tuple[bool, bool]
+) -> str:
+    """Return the SVG of trials between what they forgot and their value, with the front as steps.
+
+    `labels` and `shares` (whether ticks are percent) are of the two axes, x first.
+    """
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(5.4, 3.3), layout="constrained")
         axes = figure.add_subplot()
@@ -153,13 +161,19 @@ def draw_dots(name: str, dots: Sequence[Dot], front: Sequence[Dot], *, labels: t
             axes.annotate(dot.label, (dot.at, dot.value), xytext=(6, -11), textcoords="offset points", fontsize=8.5)
         axes.margins(x=0.12, y=0.14)
         axes.set_ylabel(labels[1])
-        _finish(axes, x_label=labels[0], share=share)
+        _finish(axes, x_label=labels[0], share=shares[1])
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0) if shares[0] else FuncFormatter(number))
         axes.grid(which="major")
         return svg_element(figure, name)
 
 
-def draw_candidates(name: str, candidates: Sequence[Candidate], *, share: bool) -> str:
-    """Return the SVG of values with 95 % intervals, one a row: the first at the top."""
+def draw_candidates(
+    name: str, candidates: Sequence[Candidate], *, write: Callable[[float], str], zero: bool = False
+) -> str:
+    """Return the SVG of values with 95 % intervals, one a row: the first at the top.
+
+    `write` writes a value; `zero` draws a line there: what an interval beyond it can be told from.
+    """
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(5.4, 0.5 + 0.42 * len(candidates)), layout="constrained")
         axes = figure.add_subplot()
@@ -168,14 +182,17 @@ def draw_candidates(name: str, candidates: Sequence[Candidate], *, share: bool) 
             if interval.low is not None and interval.high is not None:
                 axes.plot([interval.low, interval.high], [row, row], color=one.colour, linewidth=2.2, alpha=0.55)
             axes.plot(interval.value, row, "o", color=one.colour, markersize=7.5)
-            shown = f"{interval.value:.1%}" if share else number(interval.value, None)
-            axes.annotate(shown, (interval.value, row), xytext=(0, 7), textcoords="offset points", ha="center")
+            axes.annotate(
+                write(interval.value), (interval.value, row), xytext=(0, 7), textcoords="offset points", ha="center"
+            )
         axes.set_yticks(range(len(candidates)), [one.name for one in candidates])
         axes.set_ylim(len(candidates) - 0.6, -0.75)
-        axes.margins(x=0.06)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-        axes.xaxis.set_major_formatter(FuncFormatter(percent if share else number))
+        axes.margins(x=0.08)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
         axes.grid(axis="x")
+        if zero:
+            axes.axvline(0, color=INK, linewidth=1.1, linestyle=(0, (1, 2)), zorder=1)
         axes.spines["bottom"].set_visible(False)
         axes.tick_params(length=0)
         return svg_element(figure, name)
@@ -184,9 +201,13 @@ def draw_candidates(name: str, candidates: Sequence[Candidate], *, share: bool) 
 def _finish(axes: Axes, *, x_label: str, share: bool) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(nbins=7))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0) if share else FuncFormatter(number))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=7))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
     axes.set_xlabel(x_label)
     axes.tick_params(which="both", length=0)
+
+
+def _thousands(value: float, _: Any) -> str:
+    return f"{value:,.0f}"
 
 
 def nice_ticks(low: float, high: float, *, logarithmic: bool) -> list[float]:

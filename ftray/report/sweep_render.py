@@ -10,7 +10,7 @@ from ftray.artifacts import write_text
 from ftray.campaign import SweepDirectory
 from ftray.report.audit_view import audit_view
 from ftray.report.page import render_page
-from ftray.report.sweep_drawings import candidates_plot, course_plots, parallel_plot, pareto_plot
+from ftray.report.sweep_drawings import candidates_plots, course_legend, course_plots, parallel_plot, pareto_plot
 from ftray.report.sweep_records import read_sweep_records
 from ftray.report.sweep_trials import fields, list_trials
 from ftray.report.sweep_view import difference_tile, headline, seeds_view, sides, split_of, stops, tiles
@@ -31,7 +31,7 @@ def render_sweep(directory: SweepDirectory) -> Path:
         records=records,
         headline=headline(records),
         tiles=tiles(records, rows),
-        difference=difference_tile(records, split),
+        difference=difference_tile(records),
         sides=compared,
         split=split,
         rows=rows,
@@ -40,8 +40,9 @@ def render_sweep(directory: SweepDirectory) -> Path:
         seeds=seeds_view(records),
         space_plot=parallel_plot(records, rows),
         course_plots=course_plots(records, rows),
+        course_legend=course_legend(records, rows),
         front_plot=pareto_plot(records, rows),
-        candidates_plot=candidates_plot(records, compared),
+        candidates_plots=candidates_plots(records, compared),
         data=audit_view(records.audit),
         job_yaml=yaml.safe_dump(records.job["job"], sort_keys=False, allow_unicode=True, width=100),
     )

@@ -23,14 +23,14 @@ RECOMMENDED: dict[str, tuple[str, Tone]] = {
     "base": ("Keep the base", "bad"),
 }
 MEANINGS = {
-    "completed": "made all of its steps, or stopped early as `ftray train` would",
-    "pruned": "stopped for falling behind",
+    "completed": "came to its own end",
+    "pruned": "stopped for falling behind, or for not getting on",
     "diverged": "validation loss ran away, or was no number",
     "failed": "an error ended it",
     "budget": "the campaign's budget was used up",
     UNDER_WAY: "began and has not ended",
 }
-MOST_REASONS = 6
+MOST_REASONS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +166,7 @@ def tiles(records: SweepRecords, rows: Sequence[TrialRow]) -> list[Tile]:
     return found
 
 
-def difference_tile(records: SweepRecords, split: str) -> Tile | None:
+def difference_tile(records: SweepRecords) -> Tile | None:
     """Return how far the winner is from the default."""
     found = records.sweep["winner_vs_default"] if records.sweep else None
     if found is None:
@@ -174,9 +174,9 @@ def difference_tile(records: SweepRecords, split: str) -> Tile | None:
     told = "told apart" if found["distinguishable"] else "not told apart"
     interval = wording.change_interval(found, records.metric)
     return Tile(
-        what=f"Winner minus default, {split} rows",
+        what="Winner minus default",
         number=wording.change(found["difference"], records.metric),
-        note=f"{interval}, {wording.p_value(found['p_value'])}: {told}",
+        note=f"{interval}: {told}",
     )
 
 
