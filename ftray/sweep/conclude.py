@@ -42,7 +42,8 @@ def conclude(
     evaluate = campaign.loaded.job.evaluate
     say("Asking the trials what they have forgotten, and the finalists the held-out rows")
     general = ask_general(mode, results, campaign.final)
-    forgetting = measure_all_forgetting(general, campaign.final, evaluate)
+    forgotten = measure_all_forgetting(general, campaign.final, evaluate)
+    forgetting = forgotten.by_trial
     higher_is_better = campaign.higher_is_better
     choice = choose(
         results,
@@ -52,7 +53,7 @@ def conclude(
     )
     record = _head(campaign, mode, results, deduplicated=deduplicated, started_at=started_at) | {
         "forgetting": forgetting,
-        "forgetting_unit": "share" if forgetting else None,
+        "forgetting_unit": forgotten.unit,
         "pareto": pareto(results, forgetting, higher_is_better=higher_is_better),
         "importance": importance(results, higher_is_better=higher_is_better),
     }

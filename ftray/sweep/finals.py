@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ftray.artifacts import read_json, write_json
 from ftray.campaign import SweepDirectory, TrialResult
@@ -46,21 +46,35 @@ def ask_general(mode: Mode, results: Sequence[TrialResult], final: FinalTasks) -
     return dict(mode.answer(folders, ["general"], with_base=True)) if folders and general_tasks(final) else {}
 
 
-def measure_all_forgetting(
-    answers: Mapping[str, Answers], final: FinalTasks, config: EvaluateConfig
-) -> dict[str, float]:
-    """Return the share of general items that each trial made worse, from what `ask_general` gave."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllForgetting:
+    """What each trial forgot, in one unit."""
+
+    by_trial: dict[str, float]
+    unit: Literal["share", "bits_per_byte"] | None
+    """`share`: of the general items that got worse, as evaluation.json's score. `bits_per_byte`: by how much the
+    general texts cost more, where there is nothing else: nearly all of them get a little worse. None without probes."""
+
+
+def measure_all_forgetting(answers: Mapping[str, Answers], final: FinalTasks, config: EvaluateConfig) -> AllForgetting:
+    """Return what each trial forgot, from what `ask_general` gave."""
     tasks = general_tasks(final)
-    if not answers:
-        return {}
-    base = answers[BASE]
+    compared = {
+        name: [compare(task, answers[BASE][task.name], found[task.name]) for task in tasks]
+        for name, found in answers.items()
+        if name != BASE
+    }
+    if not compared:
+        return AllForgetting(by_trial={}, unit=None)
+    if all(one.grading == "likelihood" for probes in compared.values() for one in probes):
+        means = {name: sum(one.harm for one in probes) / len(probes) for name, probes in compared.items()}
+        return AllForgetting(by_trial=means, unit="bits_per_byte")
     shares = {}
-    for trial_id in (name for name in answers if name != BASE):
-        compared = [compare(task, base[task.name], answers[trial_id][task.name]) for task in tasks]
-        forgetting = measure_forgetting(compared, config)
+    for name, probes in compared.items():
+        forgetting = measure_forgetting(probes, config)
         assert forgetting is not None, "there are probes"
-        shares[trial_id] = forgetting.items.share.value
-    return shares
+        shares[name] = forgetting.items.share.value
+    return AllForgetting(by_trial=shares, unit="share")
 
 
 def compare_on_held_out_rows(
