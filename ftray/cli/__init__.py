@@ -18,6 +18,7 @@ from ftray.cli.evaluation import evaluate
 from ftray.cli.group import CommandLine
 from ftray.cli.records import report, runs
 from ftray.cli.start import doctor, init, quickstart, schema
+from ftray.cli.sweeping import sweep
 from ftray.cli.training import check, train
 
 app = typer.Typer(
@@ -58,6 +59,7 @@ app.command(rich_help_panel="Start")(schema)
 app.command(rich_help_panel="Work")(audit)
 app.command(rich_help_panel="Work")(check)
 app.command(rich_help_panel="Work")(train)
+app.command(rich_help_panel="Work")(sweep)
 app.command(rich_help_panel="Work")(evaluate)
 app.command(rich_help_panel="Look")(runs)
 app.command(rich_help_panel="Look")(report)

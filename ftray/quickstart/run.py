@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -16,15 +17,29 @@ from ftray.job import load_job
 from ftray.quickstart.pretrain import make_base
 from ftray.quickstart.task import COMPLETION, PROMPT, TaskFiles, write_task
 
+if TYPE_CHECKING:
+    from ftray.sweep.run import Display as SweepDisplay
+
 MOST_BASE = 0.20
 LEAST_TUNED = 0.80
 LEAST_PROBE = 0.80
 """What is claimed: the base cannot do the task, the tuned model can, and the base is good at something else."""
+SPACE: dict[str, Any] = {"rank": [4, 16], "learning_rate": [5e-4, 2e-3]}
 Say = Callable[[str], None]
 
 
-def quickstart(storage: Path, *, say: Say, display: Display, on_plan: Callable[[Prepared], None]) -> dict[str, Any]:
-    """Make a base and a task, fine-tune, compare; return the document `--json` prints.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """The first half of the story."""
+
+    job_file: Path
+    storage: Path
+    started: float
+    result: dict[str, Any]
+
+
+def train_first(storage: Path, *, say: Say, display: Display, on_plan: Callable[[Prepared], None]) -> Told:
+    """Make a base and a task, fine-tune, compare.
 
     Raises RunError when one of the claims does not hold.
     """
@@ -42,16 +57,31 @@ def quickstart(storage: Path, *, say: Say, display: Display, on_plan: Callable[[
     say(f"The job: {job_file}")
     result = finetune(load_job(job_file, storage=str(storage)), display=display, on_plan=on_plan)
     require_claims(result)
-    run = Path(result["path"])
+    return Told(job_file=job_file, storage=storage, started=started, result=result)
+
+
+def then_sweep(told: Told, *, display: SweepDisplay) -> dict[str, Any]:
+    """Search around the job that has just been trained; return the document `--json` prints."""
+    from ftray.sweep.run import sweep
+
+    record = sweep(load_job(told.job_file, storage=str(told.storage)), display=display)
+    if record["winner"] is None:
+        raise RunError(
+            f"the quickstart's sweep has no winner: {record['reasons'][0]}",
+            kind="unknown",
+            hint=f"Look at {record['path']}/trials.jsonl.",
+        )
+    result = told.result
     return {
-        "seconds": time.perf_counter() - started,
-        "run": str(run),
-        "sweep": None,
-        "report": str(run / "report.html"),
+        "seconds": time.perf_counter() - told.started,
+        "run": result["path"],
+        "sweep": record["path"],
+        "report": str(Path(result["path"]) / "report.html"),
         "base": result["test"]["base"]["value"],
         "tuned": result["test"]["tuned"]["value"],
         "served": None,
         "result": result,
+        "campaign": record,
     }
 
 
@@ -91,6 +121,7 @@ def job_text(base: Path, files: TaskFiles) -> str:
                 {"name": "stories", "path": str(files.stories), "format": "text", "metric": "bits_per_byte"},
             ],
         },
+        "sweep": {"space": SPACE},
         "compute": {"workers": 0},
     }
     return "# Written by `ftray quickstart`.\n" + yaml.safe_dump(job, sort_keys=False, allow_unicode=True)

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 from ray import tune
 
-from ftray.campaign import Ledger, SweepDirectory, TrialResult
+from ftray.campaign import Config, Ledger, SweepDirectory, TrialResult
 from ftray.sweep.configurations import Configurations
 from ftray.sweep.ending import Stops, result_of, state_of
 from ftray.sweep.mode import Mode
@@ -19,13 +19,10 @@ from ftray.sweep.tune_config import spec_of_config
 class Watcher(Protocol):
     """Who shows a campaign to people."""
 
-    def on_start(self, trial_id: str, config: dict[str, Any]) -> None:
-        """Take a trial that begins."""
-
-    def on_result(self, trial_id: str, config: dict[str, Any], result: dict[str, Any]) -> None:
+    def on_result(self, trial_id: str, config: Config, result: dict[str, Any]) -> None:
         """Take an evaluation."""
 
-    def on_end(self, result: TrialResult) -> None:
+    def on_end(self, trial: TrialResult) -> None:
         """Take a trial that has ended."""
 
 
@@ -63,11 +60,6 @@ class LedgerCallback(tune.Callback):
     def _spec(self, trial: Any) -> TrialSpec:
         return spec_of_config(self._configurations, trial.config)
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Show that a trial begins."""
-        spec = self._spec(trial)
-        self._watcher.on_start(spec.trial_id, spec.config)
-
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
@@ -77,7 +69,7 @@ class LedgerCallback(tune.Callback):
             told = dict(result)
             told["trial_id"] = self._spec(trial).trial_id
             self._last[told["trial_id"]] = told
-            self._watcher.on_result(told["trial_id"], trial.config, told)
+            self._watcher.on_result(told["trial_id"], self._spec(trial).config, told)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Write the line of a trial that has come to its end or was stopped."""

@@ -42,9 +42,6 @@ class Display(Watcher, Protocol):
     def on_plan(self, plan: dict[str, Any]) -> None:
         """Take what is about to run."""
 
-    def advance(self, done: int, total: int, unit: str) -> None:
-        """Take how much of something is done."""
-
 
 def sweep(loaded: LoadedJob, *, display: Display, forced: str | None = None) -> dict[str, Any]:
     """Run a campaign, or go on with it; return sweep.json.
@@ -65,7 +62,8 @@ def sweep(loaded: LoadedJob, *, display: Display, forced: str | None = None) -> 
     require_writable(directory.trials, hint="Choose another place with --storage DIR, or the job's `storage`.")
     with run_lock(directory.driver_lock):
         if campaign.prepared.datasets.awaits_sampling:
-            sample_replay(loaded, campaign.prepared, lambda done, total: display.advance(done, total, "texts"))
+            display.say("Sampling texts from the base to rehearse them")
+            sample_replay(loaded, campaign.prepared, lambda done, total: None)
             campaign = prepare_campaign(loaded, sweep_id=sweep_id, forced=forced)
         write_records(campaign)
         display.on_plan(campaign.to_record())
