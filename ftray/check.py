@@ -26,6 +26,7 @@ from ftray.job import LoadedJob, run_directory, run_id_of
 from ftray.prepare import Datasets
 from ftray.ranges import Advice, advise
 from ftray.speed import worker_speed
+from ftray.sweep.prepare import plan_campaign, sweep_id_of
 from ftray.tracking import require_trackers
 from ftray.train.checkpoint import find_checkpoints
 from ftray.train.plan import Plan
@@ -55,6 +56,7 @@ def check_job(loaded: LoadedJob) -> dict[str, Any]:
         *_about_evaluation(loaded),
         *_about_place(prepared, plan, memory, here=here),
     ]
+    campaign = plan_campaign(loaded, prepared, sweep_id=sweep_id_of(loaded)) if job.sweep is not None else None
     record = {
         "schema": "ftray/check/1",
         "run_id": run_id,
@@ -81,8 +83,9 @@ def check_job(loaded: LoadedJob) -> dict[str, Any]:
         "memory": memory.to_record(),
         "time": estimate_time(shape, plan, datasets.train, speed),
         "plan": plan.to_record(),
+        "sweep": campaign.to_record() if campaign else None,
         "warnings": [one.to_record() for one in advice],
-        "notes": list(datasets.notes),
+        "notes": campaign.notes if campaign else list(datasets.notes),
     }
     _require_audit(prepared.audit, record)
     return record

@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ftray.artifacts import RunDirectory, now
+from ftray.artifacts import RunDirectory, now, read_json, write_json
 from ftray.campaign import Config, Ledger, State, TrialResult
+from ftray.evaluate.intervals import wilson
+from ftray.evaluate.metrics import estimate
 from ftray.evaluate.predict import Answers, RowPrediction
 from ftray.finish import FinalTasks, digest_folder, write_evaluation
 from ftray.sweep.choice import Choice, choose, pareto
@@ -71,7 +73,7 @@ def conclude(
     verdict = _verdict(campaign, choice, finals, general, recommendation)
     to_decision = spent.now.wall
     seeds = _train_seeds(campaign, choice, again, say)
-    record |= _compared(campaign, choice, finals, forgetting)
+    record |= _compared(campaign, mode, choice, finals, forgetting)
     record |= {
         "status": "budget" if ended_by_budget else "completed",
         "winner_vs_default": finals.comparison.winner_vs_default.to_record()
@@ -153,7 +155,9 @@ def _times(spent: Spent, startup_seconds: float, to_decision: float | None) -> d
     }
 
 
-def _compared(campaign: Campaign, choice: Choice, finals: Finals, forgetting: Mapping[str, float]) -> dict[str, Any]:
+def _compared(
+    campaign: Campaign, mode: Mode, choice: Choice, finals: Finals, forgetting: Mapping[str, float]
+) -> dict[str, Any]:
     """Return base, default, winner and finalists with their numbers on both splits."""
     comparison = finals.comparison
     assert choice.winner is not None, "there is a winner to describe"
@@ -164,17 +168,16 @@ def _compared(campaign: Campaign, choice: Choice, finals: Finals, forgetting: Ma
         return {
             "trial_id": result.trial_id,
             "config": result.config,
-            "validation": result.extra.get("validation"),
+            "validation": _validation(campaign, result),
             "test": candidate.value.to_record() if campaign.split == "test" else None,
             "difference_from_default": against.estimate.to_record() if against else None,
             "forgetting": forgetting.get(result.trial_id),
             "adapter": _adapter(result),
         }
 
-    base = read_base(campaign)
     return {
         "base": {
-            "validation": base if campaign.split == "test" else comparison.base.to_record(),
+            "validation": base_value(campaign, mode) if campaign.split == "test" else comparison.base.to_record(),
             "test": comparison.base.to_record() if campaign.split == "test" else None,
         },
         "default": described(choice.default) if choice.default else None,
@@ -183,12 +186,28 @@ def _compared(campaign: Campaign, choice: Choice, finals: Finals, forgetting: Ma
     }
 
 
-def read_base(campaign: Campaign) -> dict[str, Any] | None:
-    """Return what the base is worth on the validation rows, as the first trainer wrote it."""
-    from ftray.artifacts import read_json
+def _validation(campaign: Campaign, result: TrialResult) -> dict[str, Any] | None:
+    """Return a trial's best value on the validation rows with its interval, where it is known or is a share."""
+    if result.best is None:
+        return None
+    value, rows = result.best.validation_accuracy, len(campaign.validation.rows)
+    known: dict[str, Any] | None = result.extra.get("validation")
+    if known is not None:
+        return known
+    if campaign.validation.metric.metric in ("exact_match", "choice", "json_valid"):
+        return dict(wilson(round(value * rows), rows).to_record())
+    return {"value": value, "low": None, "high": None}
 
+
+def base_value(campaign: Campaign, mode: Mode) -> dict[str, Any]:
+    """Return what the base is worth on the validation rows: as the first trainer wrote it, or asked now, once."""
     path = campaign.directory.root / "base.json"
-    return dict(read_json(path)["validation"]) if path.exists() else None
+    if not path.exists():
+        task = campaign.validation
+        rows = mode.answer({}, ["validation"], with_base=True)[BASE][task.name]
+        value = estimate(task.metric, rows).to_record()
+        write_json(path, {"schema": "ftray/base/1", "validation": value, "n": len(rows)})
+    return dict(read_json(path)["validation"])
 
 
 def _adapter(result: TrialResult) -> dict[str, str] | None:

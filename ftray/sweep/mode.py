@@ -41,7 +41,8 @@ class Mode(Protocol):
     def answer(self, folders: Mapping[str, Path], which: Sequence[str], *, with_base: bool) -> dict[str, Answers]:
         """Return what the adapters or models in these folders answer to tasks; the base's name is `BASE`.
 
-        `which`: of `held_out` (the test rows, or the validation rows where there are none) and `general` (the probes).
+        `which`: of `validation`, `held_out` (the test rows, or the validation rows where there are none) and `general`
+        (the probes).
         """
 
     def describe(self) -> dict[str, Any]:
@@ -56,6 +57,8 @@ def choose_mode(job: Job, plan: Plan, *, forced: str | None = None) -> tuple[Mod
     sweep_mode = job.sweep.mode if job.sweep else "auto"
     wanted = forced or (sweep_mode if sweep_mode != "auto" else None)
     obstacle = _obstacle(job, plan)
+    if wanted == "trainers" or (wanted is None and obstacle is not None):
+        require_trial_workers(plan)
     if wanted == "trainers":
         return "trainers", "--force-mode says so" if forced else "the job says so (sweep.mode)"
     if wanted == "shared":
@@ -72,6 +75,19 @@ def choose_mode(job: Job, plan: Plan, *, forced: str | None = None) -> tuple[Mod
     if obstacle is not None:
         return "trainers", obstacle
     return "shared", "LoRA trials fit on one copy of the base"
+
+
+def require_trial_workers(plan: Plan) -> None:
+    """Raise InputError for trials without workers of their own."""
+    if plan.workers == 0:
+        raise InputError(
+            "a trainer for each trial needs workers, and compute.workers is 0",
+            kind="incompatible",
+            given=0,
+            allowed="1 or more",
+            hint="Set compute.workers: 1. LoRA trials without workers share a base: sweep.mode: shared.",
+            path="compute.workers",
+        )
 
 
 def _obstacle(job: Job, plan: Plan) -> str | None:

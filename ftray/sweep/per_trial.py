@@ -22,11 +22,12 @@ from ray import tune
 
 from ftray.artifacts import RunDirectory, digest_of, read_json, write_json
 from ftray.campaign import Config, SweepDirectory, TrialDirectory
-from ftray.errors import FtrayError, InputError, RunError
+from ftray.errors import FtrayError, RunError
 from ftray.evaluate.config import LOWER_IS_BETTER
 from ftray.follow import Tail
 from ftray.job import LoadedJob
 from ftray.sampling import Precision
+from ftray.sweep.mode import require_trial_workers
 from ftray.sweep.reaper import Clearing, ReapedTrainer, note_driver, note_group, remove_groups
 from ftray.sweep.trial import TrialSpec
 from ftray.sweep.trial_reports import TrialReports
@@ -92,15 +93,7 @@ def fitting_trials(plan: Plan, nodes: Sequence[Resources], where: str = "the Ray
 
     Raises InputError `too_few_resources` where there is no room for one, `incompatible` for a plan without workers.
     """
-    if plan.workers == 0:
-        raise InputError(
-            "a trainer for each trial needs workers, and compute.workers is 0",
-            kind="incompatible",
-            given=0,
-            allowed="1 or more",
-            hint="Set compute.workers: 1, or sweep.mode: shared.",
-            path="compute.workers",
-        )
+    require_trial_workers(plan)
     require_resources(plan, nodes, where)
     return max(1, fitting_workers(plan, nodes) // plan.workers)
 

@@ -8,6 +8,7 @@ from typing import Any
 from ftray.artifacts import digest_of
 from ftray.campaign import SweepDirectory
 from ftray.evaluate.config import LOWER_IS_BETTER
+from ftray.evaluate.tasks import Task
 from ftray.finetune import Prepared, check, describe_machine, require_audit
 from ftray.finish import FinalTasks
 from ftray.job import LoadedJob, identity, run_directory, run_id_of
@@ -29,6 +30,8 @@ class Campaign:
     settings: SweepConfig
     directory: SweepDirectory
     prepared: Prepared
+    validation: Task
+    """The rows that trials are scored on."""
     final: FinalTasks
     configurations: Configurations
     num_trials: int
@@ -103,14 +106,21 @@ def sweep_directory(loaded: LoadedJob, sweep_id: str) -> SweepDirectory:
 
 def prepare_campaign(loaded: LoadedJob, *, sweep_id: str, forced: str | None) -> Campaign:
     """Check a campaign. Raises InputError for whatever is wrong with it; starts nothing."""
+    # Before any data is read: a wrong space must not wait for it.
+    resolve_space(loaded.job)
+    run_id = run_id_of(loaded)
+    prepared = check(loaded, run_id=run_id, run=run_directory(loaded, run_id))
+    require_audit(prepared.audit)
+    return plan_campaign(loaded, prepared, sweep_id=sweep_id, forced=forced)
+
+
+def plan_campaign(loaded: LoadedJob, prepared: Prepared, *, sweep_id: str, forced: str | None = None) -> Campaign:
+    """Decide what a campaign does, its job and data having been checked. Raises InputError for a wrong space."""
     from ftray.work import build_tasks
 
     job = loaded.job
     settings = job.sweep or SweepConfig()
     space = resolve_space(job)
-    run_id = run_id_of(loaded)
-    prepared = check(loaded, run_id=run_id, run=run_directory(loaded, run_id))
-    require_audit(prepared.audit)
     mode, mode_reason = choose_mode(job, prepared.plan, forced=forced)
     configurations = Configurations(
         loaded=loaded,
@@ -126,7 +136,7 @@ def prepare_campaign(loaded: LoadedJob, *, sweep_id: str, forced: str | None) ->
     scheduler, scheduler_reason = choose_scheduler(settings, num_trials)
     notes = [*prepared.datasets.notes]
     note = require_resolution(settings, len(prepared.datasets.validation))
-    _, final = build_tasks(job, prepared.datasets)
+    validation, final = build_tasks(job, prepared.datasets)
     if final.split != "test":
         notes.append(
             "There is no test split: the finalists are compared on the validation rows that chose them, which makes "
@@ -138,6 +148,7 @@ def prepare_campaign(loaded: LoadedJob, *, sweep_id: str, forced: str | None) ->
         settings=settings,
         directory=sweep_directory(loaded, sweep_id),
         prepared=prepared,
+        validation=validation,
         final=final,
         configurations=configurations,
         num_trials=num_trials,

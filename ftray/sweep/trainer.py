@@ -236,7 +236,7 @@ class SharedBaseTrainer:
     def answer(
         self, adapters: Mapping[str, Path], which: Sequence[str], slots: int, *, with_base: bool
     ) -> dict[str, Answers]:
-        """Return what adapters, and the base as "", answer to tasks: of `held_out` and `general`.
+        """Return what adapters, and the base as "", answer to tasks: of `validation`, `held_out` and `general`.
 
         Trials that are still in leave: a campaign asks when none trains any more.
         """
@@ -283,6 +283,8 @@ class SharedBaseTrainer:
         task, *general = [task for task in final.tasks if task.lm_eval is None]
         if kind == "general":
             return general
+        if kind == "validation":
+            return [self._rows.validation]
         assert kind == "held_out", f"no tasks are called {kind}"
         return [task]
 

@@ -67,7 +67,8 @@ class TrialTrainers:
         """Let one model after the other answer."""
         campaign = self._campaign
         held_out, *general = [task for task in campaign.final.tasks if task.lm_eval is None]
-        tasks = [*([held_out] if "held_out" in which else []), *(general if "general" in which else [])]
+        kinds = {"validation": [campaign.validation], "held_out": [held_out], "general": general}
+        tasks = [task for kind in which for task in kinds[kind]]
         job, plan = campaign.loaded.job, campaign.prepared.plan
         shared: dict[str, Any] = {
             "model": job.model,
