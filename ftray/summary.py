@@ -177,6 +177,13 @@ def shown(metric: str, value: float | None) -> str:
     return f"{value:.1%}" if metric in SHARES or metric.startswith("lm_eval:") else f"{value:.4g}"
 
 
+def setting(value: Any) -> str:
+    """Return a field's value as a job file writes it, with four digits."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _findings(run: RunDirectory) -> dict[str, str]:
     """Return a line for each finding: what shows, what to do, and the settings that do it."""
     if not run.diagnosis.exists():

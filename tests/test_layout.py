@@ -18,7 +18,8 @@ JOBS = sorted((REPOSITORY / "jobs").glob("*/job*.yaml"))
 # From the bottom up; a room imports only rooms of the lines before its own, and those of its own line.
 ROOMS = [
     {"errors"},
-    {"config", "artifacts", "group", "jobfile", "presets", "space", "campaign", "runs", "summary", "follow"},
+    {"config", "artifacts", "group", "jobfile", "presets", "space", "campaign"},
+    {"runs", "summary", "sweep_summary", "follow"},
     {"tracking", "data"},
     {"audit"},
     {"model", "prepare"},

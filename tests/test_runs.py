@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sweep_records
 
 from ftray.artifacts import RunDirectory, append_line, run_lock, write_json
+from ftray.campaign import SweepDirectory
 from ftray.errors import InputError
-from ftray.runs import find_run, list_runs, storage_folder
+from ftray.runs import find_run, find_work, list_runs, storage_folder
 
 
 def make_run(storage: Path, name: str, run_id: str, result: dict[str, Any] | None = None) -> RunDirectory:
@@ -79,3 +81,34 @@ def test_the_flag_is_stronger_than_the_environment(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("FTRAY_STORAGE", "/from/environment")
     assert storage_folder(None) == Path("/from/environment")
     assert storage_folder("/from/flag") == Path("/from/flag")
+
+
+CAMPAIGN = f"router-sweep-{sweep_records.SWEEP_ID[:12]}"
+
+
+def test_a_campaign_is_no_run(storage: Path) -> None:
+    sweep_records.write(storage / CAMPAIGN, sweep_records.unfinished())
+    assert {run["name"] for run in list_runs(storage)} == {"one", "two"}
+    for text in (CAMPAIGN, str(storage / CAMPAIGN), "router-sweep"):
+        with pytest.raises(InputError, match="campaign, not a run") as raised:
+            find_run(text, storage)
+        assert raised.value.kind == "missing_run"
+
+
+@pytest.mark.parametrize("text", ["router-sweep", CAMPAIGN, "cd56", sweep_records.SWEEP_ID])
+def test_a_campaign_is_found_by_name_folder_or_id(storage: Path, text: str) -> None:
+    sweep_records.write(storage / CAMPAIGN, sweep_records.finished())
+    assert find_work(text, storage) == SweepDirectory(storage / CAMPAIGN)
+    assert find_work(str(storage / CAMPAIGN), Path("elsewhere")) == SweepDirectory(storage / CAMPAIGN)
+
+
+def test_what_is_found_is_a_run_or_a_campaign_or_refused(storage: Path) -> None:
+    assert find_work("one", storage) == RunDirectory(storage / "one-aaaaaaaaaaaa")
+    sweep_records.write(storage / "broken-sweep-1", {})
+    (storage / "broken-sweep-1/job.json").write_text("{}", encoding="utf-8")
+    assert find_work("broken-sweep-1", storage) == SweepDirectory(storage / "broken-sweep-1")
+    with pytest.raises(InputError) as raised:
+        find_work("nothing", storage)
+    assert raised.value.kind == "missing_run"
+    with pytest.raises(InputError, match="no job"):
+        find_work(str(storage / "evaluations"), storage)

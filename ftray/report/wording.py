@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from ftray import summary
 from ftray.evaluate.config import LOWER_IS_BETTER
 
 MISSING = "\N{EN DASH}"
@@ -139,9 +140,7 @@ def command(sets: Sequence[str]) -> list[str]:
 
 def setting(value: Any) -> str:
     """Write what a field of a job was set to: 0.0002, true, cosine."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.4g}" if isinstance(value, float) else MISSING if value is None else str(value)
+    return MISSING if value is None else summary.setting(value)
 
 
 def forgotten(score: float | None, unit: str) -> str:

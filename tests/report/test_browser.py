@@ -8,8 +8,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import sweep_records
 
 from ftray.artifacts import RunDirectory
+from ftray.campaign import SweepDirectory
+from ftray.report.sweep_render import render_sweep
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = (
@@ -93,14 +96,41 @@ def test_a_browser_shows_it_in_light_and_dark(real_run: RunDirectory, browser: s
     assert corners[0] > 200 > 60 > corners[1]
 
 
+@pytest.fixture(scope="session")
+def campaign(tmp_path_factory: pytest.TempPathFactory) -> SweepDirectory:
+    sweep = sweep_records.write(tmp_path_factory.mktemp("campaign") / "sweep", sweep_records.finished())
+    render_sweep(sweep)
+    return sweep
+
+
 @pytest.mark.parametrize("width", [390, 1200])
-def test_nothing_is_cut_off_or_squeezed(real_run: RunDirectory, browser: str, tmp_path: Path, width: int) -> None:
+@pytest.mark.parametrize("of", ["real_run", "campaign"])
+def test_nothing_is_cut_off_or_squeezed(
+    of: str, request: pytest.FixtureRequest, browser: str, tmp_path: Path, width: int
+) -> None:
+    report: Path = request.getfixturevalue(of).report
     frame = tmp_path / "frame.html"
-    frame.write_text(MEASURE.format(page=real_run.report.as_uri(), width=width), encoding="utf-8")
+    frame.write_text(MEASURE.format(page=report.as_uri(), width=width), encoding="utf-8")
     # The frame has to look into a page of another file.
     flags = ("--disable-web-security", "--allow-file-access-from-files", "--dump-dom")
     dumped = browse(browser, tmp_path / "profile", *flags, frame.as_uri())
-    assert (
-        f"{real_run.report.read_text(encoding='utf-8').count('<section')} sections, 0 too wide, 0 too thin"
-        in dumped.split('id="measured"')[1]
-    )
+    sections = report.read_text(encoding="utf-8").count("<section")
+    assert f"{sections} sections, 0 too wide, 0 too thin" in dumped.split('id="measured"')[1]
+
+
+def test_every_figure_of_a_campaign_is_drawn_in_light_and_dark(
+    campaign: SweepDirectory, browser: str, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    figures = Figures(browse(browser, tmp_path / "profile", "--dump-dom", campaign.report.as_uri()))
+    assert len(figures.boxes) == 6
+    assert min(figures.paths) >= 5
+    corners = []
+    for scheme in ("1", "0"):
+        shot = tmp_path / f"{scheme}.png"
+        flags = (f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={shot}", "--window-size=1200,2000")
+        browse(browser, tmp_path / "profile", *flags, campaign.report.as_uri())
+        with Image.open(shot) as image:
+            corners.append(image.convert("L").getpixel((5, 5)))
+    assert corners[0] > 200 > 60 > corners[1]
