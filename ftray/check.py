@@ -281,6 +281,7 @@ def _lines(record: dict[str, Any]) -> dict[str, str]:
         "model": f"{model['name']}: {shape}",
         "rows": f"{rows['train']:,} train, {rows['validation']:,} validation, "
         f"{'no' if rows['test'] is None else format(rows['test'], ',')} test{probes}",
+        **({"sweep": spell_sweep(record["sweep"])} if record["sweep"] else {}),
         **({"replay": spell_replay(record["replay"], tokens["labels"])} if record["replay"] else {}),
         "left out": f"{', '.join(left_out)}; removed from train because an evaluation set asks the same: "
         f"{record['decontaminated']:,}"
@@ -298,6 +299,15 @@ def _lines(record: dict[str, Any]) -> dict[str, str]:
         "time": f"{spell_seconds(time['train_seconds'])} for {time['train_flops']:.2g} operations, evaluations not "
         f"counted ({time['assumption']})",
     }
+
+
+def spell_sweep(sweep: dict[str, Any]) -> str:
+    """Return what `ftray sweep` would do in a line."""
+    fields = ", ".join(sweep["space"])
+    return (
+        f"{sweep['trials']} trials over {fields}; {sweep['searcher']} ({sweep['searcher_reason']}), scheduler "
+        f"{sweep['scheduler']} ({sweep['scheduler_reason']}); mode {sweep['mode']} ({sweep['mode_reason']})"
+    )
 
 
 def spell_replay(replay: dict[str, Any], labels: int) -> str:
