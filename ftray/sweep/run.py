@@ -7,13 +7,16 @@ their last checkpoints. Tune's own snapshots are not read.
 from __future__ import annotations
 
 import os
+import time
 from typing import Any, Protocol
 
+from ftray import __version__
 from ftray.artifacts import digest_of, now, read_json, require_writable, run_lock, write_json
 from ftray.campaign import Config, SweepDirectory
 from ftray.errors import Interrupted
 from ftray.finetune import require_workers, sample_replay
 from ftray.job import LoadedJob
+from ftray.model.base import identify
 from ftray.sweep.callback import Watcher
 from ftray.sweep.conclude import conclude, interrupted_record
 from ftray.sweep.mode import Mode
@@ -49,6 +52,7 @@ def sweep(loaded: LoadedJob, *, display: Display, forced: str | None = None) -> 
     Raises InputError when nothing was started, RunError when no trial could be trained, Interrupted after its records
     are written.
     """
+    began = time.monotonic()
     require_trackers(loaded.job.tracking)
     sweep_id = sweep_id_of(loaded)
     directory = sweep_directory(loaded, sweep_id)
@@ -67,7 +71,7 @@ def sweep(loaded: LoadedJob, *, display: Display, forced: str | None = None) -> 
             campaign = prepare_campaign(loaded, sweep_id=sweep_id, forced=forced)
         write_records(campaign)
         display.on_plan(campaign.to_record())
-        return run_campaign(campaign, display)
+        return run_campaign(campaign, display, began=began)
 
 
 def finished_record(directory: SweepDirectory, loaded: LoadedJob) -> dict[str, Any] | None:
@@ -104,16 +108,18 @@ def write_records(campaign: Campaign) -> None:
         "job": campaign.loaded.job.model_dump(mode="json"),
         "data_digests": campaign.prepared.datasets.digests,
         "campaign": campaign.to_record(),
+        "model_digest": identify(campaign.loaded.job.model).digest,
+        "ftray_version": __version__,
     }
     write_json(campaign.directory.job, record)
     write_json(campaign.directory.audit, campaign.prepared.audit.to_record())
 
 
-def run_campaign(campaign: Campaign, display: Display) -> dict[str, Any]:
-    """Train, choose, compare; return sweep.json."""
+def run_campaign(campaign: Campaign, display: Display, *, began: float) -> dict[str, Any]:
+    """Train, choose, compare; return sweep.json. `began`: the monotonic clock when the command did."""
     from ftray.train.launch import connect
 
-    spent = Spent(campaign.directory.root / "spent.json")
+    spent = Spent(campaign.directory.root / "spent.json", began=began)
     started_at = now()
     for name, value in TUNE_SETTINGS.items():
         os.environ.setdefault(name, value)

@@ -22,15 +22,16 @@ class Amount:
 class Spent:
     """The clock of a campaign."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, began: float) -> None:
+        """`began`: the monotonic clock when this attempt began."""
         self.path = path
         record = read_json(path) if path.exists() else {}
         self.before = Amount(wall=record.get("wall_seconds", 0.0), trainers=record.get("trainer_seconds", 0.0))
-        self._began = time.monotonic()
+        self._began = began
         self._trainers_began: float | None = None
         self._trainers_seconds = 0.0
         self._workers = 0
-        self._written = self._began
+        self._written = began
 
     def start_trainers(self, workers: int) -> None:
         """Count the seconds of this many trainers from now on."""
