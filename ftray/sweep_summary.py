@@ -54,9 +54,10 @@ def show_sweep(record: Mapping[str, Any], console: Console, *, command: str) -> 
 def _table(record: Mapping[str, Any]) -> Table:
     """Return base, default, winner and the other finalists: validation, test, and how far from the default."""
     metric = record["objective"]["metric"]
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 3, 0, 0))
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for name in ("", "validation", "test", "minus default", "configuration"):
-        table.add_column(name or "  ", no_wrap=name != "configuration")
+        # Numbers are never cut off: on a narrow screen they take another line.
+        table.add_column(name or "  ", no_wrap=not name, overflow="fold")
     rows = {"base": (record["base"], ""), **{name: (one, _settings(one)) for name, one in _sides(record).items()}}
     for name, (one, settings) in rows.items():
         table.add_row(
