@@ -15,6 +15,7 @@ from ftray.sweep.callback import LedgerCallback, Watcher
 from ftray.sweep.mode import Mode
 from ftray.sweep.prefixes import ordered
 from ftray.sweep.prepare import Campaign
+from ftray.sweep.rungs import grace_tokens, most_tokens
 from ftray.sweep.schedulers import make_scheduler, replay
 from ftray.sweep.search import Planned, make_searcher
 from ftray.sweep.spent import Spent
@@ -71,8 +72,8 @@ class Search:
         )
         scheduler = make_scheduler(
             campaign.scheduler,
-            max_tokens=self._most_tokens(),
-            grace_tokens=self._grace_tokens(),
+            max_tokens=most_tokens(campaign.prepared.plan, campaign.space.dimensions),
+            grace_tokens=grace_tokens(campaign.prepared.plan, campaign.space.dimensions),
             mode=mode,
             default_trial_id=default.trial_id,
         )
@@ -155,30 +156,6 @@ class Search:
             for trial_id in ended
         }
 
-    def _most_tokens(self) -> int:
-        """Return more tokens than any trial can see: a trial that ends by its own length is not stopped."""
-        plan = self.campaign.prepared.plan
-        rows = max(1, plan.data.train_rows)
-        epochs = self.campaign.space.dimensions.get("epochs", [])
-        longest = max([plan.total_steps / plan.steps_per_epoch, *_numbers(epochs)])
-        steps = _numbers(self.campaign.space.dimensions.get("max_steps", []))
-        batches = _numbers(self.campaign.space.dimensions.get("batch_size", []))
-        most_rows = max([longest * rows, *(step * max([plan.batch_size, *batches]) for step in steps)])
-        return int(2 * most_rows * plan.data.train_tokens / rows) + 1
-
-    def _grace_tokens(self) -> int:
-        """Return the tokens before which no trial is stopped for falling behind: warm-up and one evaluation."""
-        plan = self.campaign.prepared.plan
-        per_step = plan.data.train_tokens / plan.steps_per_epoch
-        shares = _numbers(self.campaign.space.dimensions.get("warmup", []))
-        warmup = max(
-            [plan.schedule.warmup_steps, *(one if one >= 1 else math.ceil(one * plan.total_steps) for one in shares)]
-        )
-        epochs = max([1.0, *_numbers(self.campaign.space.dimensions.get("epochs", []))])
-        # A share of a longer training is more steps.
-        warmup = warmup * max(1.0, epochs * plan.steps_per_epoch / plan.total_steps)
-        return max(1, int(per_step * max(warmup, plan.evaluate_every)))
-
 
 def _value(result: TrialResult) -> float:
     return result.best.validation_accuracy if result.best else math.nan
@@ -190,8 +167,3 @@ def _budget_stopper(campaign: Campaign, mode: Mode, spent: Spent) -> BudgetStopp
         return None
     now = spent.now
     return BudgetStopper(budget, workers=mode.workers, spent_before_seconds=now.wall if budget.hours else now.trainers)
-
-
-def _numbers(dimension: Any) -> list[float]:
-    values = dimension if isinstance(dimension, list) else dimension.bounds
-    return [float(value) for value in values if not isinstance(value, bool) and isinstance(value, int | float)]

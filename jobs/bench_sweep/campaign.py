@@ -15,6 +15,7 @@ from typing import Any
 
 from ftray.finetune import check
 from ftray.job import LoadedJob, load_job, run_directory, run_id_of
+from ftray.sweep.rungs import grace_tokens
 from ftray.train.batches import StepSampler
 from ftray.train.plan import Plan
 from ftray.work import build_tasks
@@ -90,10 +91,9 @@ def _trial(loaded: LoadedJob, plan: Plan, config: Record) -> Record:
 def _rungs(plan: Plan, tokens: int) -> Record:
     """Return where the first rung is, and a number of tokens that no trial reaches: each ends by its own last step.
 
-    As `ftray sweep` reckons it: warm-up and one evaluation, in steps of the mean number of tokens.
+    As `ftray sweep` reckons it.
     """
-    steps = max(plan.schedule.warmup_steps, plan.evaluate_every)
-    return {"grace_period": int(plan.data.train_tokens / plan.steps_per_epoch * steps), "max_t": tokens + 1}
+    return {"grace_period": grace_tokens(plan, {}), "max_t": tokens + 1}
 
 
 def write_campaign(campaign: Record, file: Path) -> None:
