@@ -23,7 +23,8 @@ def grace_tokens(plan: Plan, dimensions: Mapping[str, Dimension]) -> int:
     # A share of a longer training is more steps.
     longest = _longest_epochs(plan, dimensions) * plan.steps_per_epoch / plan.total_steps
     warmup = max([plan.schedule.warmup_steps, *warmups]) * max(1.0, longest)
-    return max(1, int(EVALUATION_SHARE * _tokens_per_step(plan) * max(warmup / EVALUATION_SHARE, plan.evaluate_every)))
+    of_warmup = math.ceil(warmup * _tokens_per_step(plan))
+    return max(1, of_warmup, int(EVALUATION_SHARE * plan.evaluate_every * _tokens_per_step(plan)))
 
 
 def most_tokens(plan: Plan, dimensions: Mapping[str, Dimension]) -> int:
