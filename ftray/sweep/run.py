@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any, Protocol
 
+from ftray import __version__
 from ftray.artifacts import digest_of, now, read_json, require_writable, run_lock, write_json
 from ftray.campaign import Config, SweepDirectory
 from ftray.errors import Interrupted
@@ -99,6 +100,7 @@ def write_records(campaign: Campaign) -> None:
     """Write job.json and audit.json."""
     record = {
         "schema": "ftray/job/1",
+        "ftray_version": __version__,
         "sweep_id": campaign.sweep_id,
         "smoke": campaign.loaded.smoke,
         "attempt_salt": campaign.loaded.attempt_salt,
