@@ -9,6 +9,7 @@ import json
 import math
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -279,6 +280,22 @@ def is_held(lock: Path) -> bool:
         return False
     with lock.open(encoding="utf-8") as file:
         return not try_lock(file, shared=True)
+
+
+def wait_for_lock(path: Path, *, seconds: float) -> IO[str]:
+    """Return a file that is locked as long as it is open. Raises RunError `node` when its holder does not end."""
+    file = path.open("a", encoding="utf-8")
+    deadline = time.monotonic() + seconds
+    while not try_lock(file):
+        if time.monotonic() > deadline:
+            file.close()
+            raise RunError(
+                f"another process still writes into {path.parent} after {seconds:g} s",
+                kind="node",
+                hint="End it, then run the command again.",
+            )
+        time.sleep(0.2)
+    return file
 
 
 @contextlib.contextmanager

@@ -81,29 +81,37 @@ def _numbers(point: dict[str, Any]) -> dict[str, Any]:
 
 
 class Ledger:
-    """trials.jsonl: append-only, each trial once."""
+    """trials.jsonl: append-only, each trial once; one that the budget ended gets another line when it has gone on."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         drop_torn_line(path)
-        self._known = {result.trial_id for result in self.results()}
+        self._known = {result.trial_id: result for result in self.results()}
 
     def results(self) -> list[TrialResult]:
         """Return the trials that have ended, in the order in which they did."""
-        return [TrialResult.from_record(record) for record in read_lines(self.path)]
+        newest: dict[str, TrialResult] = {}
+        for record in read_lines(self.path):
+            newest.pop(record["trial_id"], None)
+            newest[record["trial_id"]] = TrialResult.from_record(record)
+        return list(newest.values())
 
     def __contains__(self, trial_id: str) -> bool:
-        return trial_id in self._known
+        """Whether a trial has ended for good: a larger budget lets those go on that the budget ended."""
+        known = self._known.get(trial_id)
+        return known is not None and known.state != "budget"
 
     def append(self, result: TrialResult) -> None:
-        """Write a trial's line and sync it; a trial that has one keeps it."""
-        if result.trial_id in self._known:
+        """Write a trial's line and sync it; a trial that has ended keeps the one it has."""
+        known = self._known.get(result.trial_id)
+        is_same = known is not None and (known.state, known.steps) == (result.state, result.steps)
+        if result.trial_id in self or is_same:
             return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(canonical_json_line(result.to_record()))
             file.flush()
             os.fsync(file.fileno())
-        self._known.add(result.trial_id)
+        self._known[result.trial_id] = result
 
 
 @dataclass(frozen=True, slots=True)

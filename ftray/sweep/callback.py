@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 from ray import tune
@@ -10,6 +10,7 @@ from ray import tune
 from ftray.campaign import Config, Ledger, SweepDirectory, TrialResult
 from ftray.sweep.configurations import Configurations
 from ftray.sweep.ending import Stops, result_of, state_of
+from ftray.sweep.history import newest_kept, told
 from ftray.sweep.mode import Mode
 from ftray.sweep.spent import Spent
 from ftray.sweep.trial import TrialSpec
@@ -33,6 +34,7 @@ class LedgerCallback(tune.Callback):
         self,
         *,
         configurations: Configurations,
+        higher_is_better: bool,
         ledger: Ledger,
         directory: SweepDirectory,
         mode: Mode,
@@ -41,8 +43,11 @@ class LedgerCallback(tune.Callback):
         spent: Spent,
         out_of_budget: Callable[[], str | None] = lambda: None,
         role: Literal["search", "seed"] = "search",
+        newest: Mapping[str, dict[str, Any]] | None = None,
     ) -> None:
+        """`newest`: what trials told last before they were interrupted, by trial_id."""
         self._configurations = configurations
+        self._higher_is_better = higher_is_better
         self._ledger = ledger
         self._directory = directory
         self._mode = mode
@@ -51,7 +56,7 @@ class LedgerCallback(tune.Callback):
         self._spent = spent
         self._out_of_budget = out_of_budget
         self._role = role
-        self._last: dict[str, dict[str, Any]] = {}
+        self._last: dict[str, dict[str, Any]] = dict(newest or {})
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave everything behind: Tune copies its callbacks into a file that is never read."""
@@ -66,10 +71,12 @@ class LedgerCallback(tune.Callback):
         """Note what a trial told."""
         self._spent.write()
         if "trial_id" in result and "best_step" in result:
-            told = dict(result)
-            told["trial_id"] = self._spec(trial).trial_id
-            self._last[told["trial_id"]] = told
-            self._watcher.on_result(told["trial_id"], self._spec(trial).config, told)
+            ours = self._spec(trial).trial_id
+            heard = {**result, "trial_id": ours}
+            # A new client hears everything again, of which the older checkpoints are gone.
+            if heard["step"] >= self._last.get(ours, heard)["step"]:
+                self._last[ours] = heard
+            self._watcher.on_result(ours, self._spec(trial).config, heard)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Write the line of a trial that has come to its end or was stopped."""
@@ -82,6 +89,26 @@ class LedgerCallback(tune.Callback):
 
     def _end(self, trial: Any, *, error: str) -> None:
         spec = self._spec(trial)
+        if error and not self._last.get(spec.trial_id, {}).get("failure"):
+            self._stop(spec)
+        self._write(spec, error=error)
+
+    def cut(self, spec: TrialSpec) -> None:
+        """Write the line of a trial that the campaign's end has stopped; one without a value has not ended."""
+        self._stop(spec)
+        if self._last.get(spec.trial_id, {}).get("best_step"):
+            self._write(spec, error="")
+
+    def _stop(self, spec: TrialSpec) -> None:
+        """Stop a trial that may be computing, and take what it has come to since it was last heard of."""
+        self._mode.release(spec.trial_id)
+        self._mode.settle()
+        trial = self._directory.trial(spec.trial_id)
+        newest = newest_kept(trial, told(trial, spec, higher_is_better=self._higher_is_better))
+        if newest is not None:
+            self._last[spec.trial_id] = newest
+
+    def _write(self, spec: TrialSpec, *, error: str) -> None:
         last = self._last.get(spec.trial_id)
         state, reason = state_of(spec.trial_id, last, self._stops(), error=error, out_of_budget=self._out_of_budget())
         has_value = last is not None and last["best_step"] > 0

@@ -66,7 +66,10 @@ class SharedTrial(tune.Trainable):
                     raise RunError(f"the trainer did not come back: {error}", kind="node") from error
                 time.sleep(RETRY_SECONDS)
                 continue
-            if result is not None:
+            if result == {}:
+                # It was started again between two calls.
+                self._trainer = None
+            elif result is not None:
                 found: dict[str, Any] = result
                 return found
 

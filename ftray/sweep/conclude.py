@@ -60,7 +60,8 @@ def conclude(
         "importance": importance(results, higher_is_better=higher_is_better),
     }
     if choice.winner is None:
-        return record | _without_winner(spent, startup_seconds)
+        found = record | _without_winner(campaign, spent, startup_seconds)
+        return found | ({"status": "budget"} if ended_by_budget else {})
     finals = compare_on_held_out_rows(
         mode,
         choice,
@@ -129,10 +130,10 @@ def _head(
     }
 
 
-def _without_winner(spent: Spent, startup_seconds: float) -> dict[str, Any]:
+def _without_winner(campaign: Campaign, spent: Spent, startup_seconds: float) -> dict[str, Any]:
     return {
         "status": "failed",
-        "base": None,
+        "base": {"validation": read_base(campaign), "test": None},
         "default": None,
         "winner": None,
         "finalists": [],
@@ -283,7 +284,7 @@ def interrupted_record(campaign: Campaign, spent: Spent, *, started_at: str) -> 
     record = _head(campaign, None, results, deduplicated=0, started_at=started_at)
     return {
         **record,
-        **_without_winner(spent, 0.0),
+        **_without_winner(campaign, spent, 0.0),
         "status": "interrupted",
         "reasons": ["Interrupted: the same command goes on with the trials that have not ended."],
         "forgetting": {},

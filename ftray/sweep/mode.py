@@ -33,7 +33,10 @@ class Mode(Protocol):
         """Return Tune callbacks of its own."""
 
     def release(self, trial_id: str) -> None:
-        """Free what a trial holds: it has ended."""
+        """Free what a trial holds: it has ended. Nobody waits for it."""
+
+    def settle(self) -> None:
+        """Wait until everything that was released is free and writes no more."""
 
     def export(self, trial_id: str, best_step: int) -> Path:
         """Keep the adapter or model of a trial's step as the trial's own; return its folder."""

@@ -101,6 +101,7 @@ def write_records(campaign: Campaign) -> None:
     """Write job.json and audit.json."""
     record = {
         "schema": "ftray/job/1",
+        "ftray_version": __version__,
         "sweep_id": campaign.sweep_id,
         "smoke": campaign.loaded.smoke,
         "attempt_salt": campaign.loaded.attempt_salt,

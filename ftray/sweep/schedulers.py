@@ -78,6 +78,8 @@ class Sparing(TrialScheduler):
         self._name, self._mode, self._default = name, mode, default_trial_id
         self._heard: dict[str, float] = {}  # Tune's trial id -> tokens of the newest evaluation
         self._best: dict[str, float] = {}  # trial_id -> best value
+        self.approved: dict[str, float] = {}
+        """By trial_id, tokens before which an interrupted trial has gone on already: nothing is decided anew."""
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         return metric in (None, OBJECTIVE) and mode in (None, self._mode)
@@ -91,12 +93,13 @@ class Sparing(TrialScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if not self._is_new(trial, result):
             return str(TrialScheduler.CONTINUE)
-        if result[RESULT_KEY] == self._default or result.get("finished"):
+        ours = result[RESULT_KEY]
+        if ours == self._default or result.get("finished") or result[TIME] < self.approved.get(ours, 0.0):
             self.hear(tune_controller, trial, result)
             return str(TrialScheduler.CONTINUE)
         decision = str(self.inner.on_trial_result(tune_controller, trial, _grained(result)))
         if decision == TrialScheduler.STOP:
-            self.reasons[result[RESULT_KEY]] = self._reason(result)
+            self.reasons[ours] = self._reason(result)
         return decision
 
     def hear(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:

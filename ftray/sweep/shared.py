@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from ray import tune
 
 from ftray.artifacts import RunDirectory
 from ftray.campaign import Config, SweepDirectory
+from ftray.errors import RunError
 from ftray.evaluate.predict import Answers
 from ftray.space import SweepConfig
 from ftray.sweep.actor import TrainerActor
@@ -31,6 +33,8 @@ WAVES = 2
 """Trials run in so many waves at least, where later ones depend on earlier ones."""
 SPARE_CALLS = 8
 """Calls a trainer answers at a time beside those of its clients, each of which waits in one."""
+LOST_TRAINERS = 4
+"""How often trainers may die while they answer."""
 THIN = {"node:__internal_head__": 0.001}
 """What a trial's client holds: a place on the head node and no CPU."""
 
@@ -68,6 +72,7 @@ class SharedBases:
             _actor(order if index == 0 else replace(order, base_record=None), has_gpu=gpus > 0)
             for index in range(self.workers)
         ]
+        self._leaving: list[Any] = []
         self.measured: dict[int, float] = {}
         self.slots: int | None = wanted
         chosen = wanted
@@ -88,8 +93,14 @@ class SharedBases:
 
     def release(self, trial_id: str) -> None:
         """Free a trial's slot, wherever it is."""
-        for trainer in self.trainers:
-            trainer.leave.remote(trial_id)
+        self._leaving += [trainer.leave.remote(trial_id) for trainer in self.trainers]
+
+    def settle(self) -> None:
+        """Wait until no trainer has any of the trials that were released."""
+        if self._leaving:
+            # How it ended is not asked: a trainer that has died has let all of them go, too.
+            ray.wait(self._leaving, num_returns=len(self._leaving))
+        self._leaving = []
 
     def export(self, trial_id: str, best_step: int) -> Path:
         """Copy the adapter of a trial's best checkpoint."""
@@ -99,15 +110,28 @@ class SharedBases:
         """Let all trainers answer at a time, the adapters shared out among them."""
         names = list(folders)
         shares = [names[index :: self.workers] for index in range(self.workers)]
-        calls = []
-        for index, (trainer, share) in enumerate(zip(self.trainers, shares, strict=True)):
+        asked = {}
+        for index, share in enumerate(shares):
             asks_base = with_base and index == self.workers - 1
             if share or asks_base:
-                some = {name: folders[name] for name in share}
-                calls.append(trainer.answer.remote(some, list(which), self.slots, with_base=asks_base))
+                asked[index] = ({name: folders[name] for name in share}, asks_base)
         answers: dict[str, Answers] = {}
-        for found in ray.get(calls):
-            answers |= found
+        for _ in range(LOST_TRAINERS):
+            calls = {
+                index: self.trainers[index].answer.remote(some, list(which), self.slots, with_base=asks_base)
+                for index, (some, asks_base) in asked.items()
+            }
+            for index, call in calls.items():
+                # A trainer that dies is started again, and asked again.
+                with contextlib.suppress(ray.exceptions.RayActorError):
+                    answers |= ray.get(call)
+                    del asked[index]
+        if asked:
+            raise RunError(
+                f"trainers were lost {LOST_TRAINERS} times while they answered",
+                kind="node",
+                hint="Run the same command again: it goes on from here. Too little memory is the usual reason.",
+            )
         assert set(answers) == {*folders, *([BASE] if with_base else [])}, "everybody asked has answered"
         return answers
 

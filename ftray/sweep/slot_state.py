@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from ftray.artifacts import RunDirectory, digest_file, write_json
+from ftray.artifacts import RunDirectory, digest_file, read_json, write_json
 from ftray.model.bank import Bank, Factors
 from ftray.model.bank_peft import PREFIX, read_adapter, save_slot
 from ftray.model.lora import CONFIG_FILE, WEIGHTS_FILE
@@ -71,6 +71,15 @@ def restore_state(engine: BankEngine, slot: int, checkpoint: Checkpoint, *, weig
     )
     engine.restore(slot, state)
     return progress
+
+
+def copy_checkpoints(source: Path, target: Path, owner: str, *, trial_id: str) -> None:
+    """Make the checkpoints of a trial, its owner, those of another one, too: it begins with the same steps."""
+    for checkpoint in find_checkpoints(source, run_id=owner):
+        copied = target / checkpoint.folder.name
+        shutil.rmtree(copied, ignore_errors=True)
+        shutil.copytree(checkpoint.folder, copied, ignore=shutil.ignore_patterns(MANIFEST))
+        write_json(copied / MANIFEST, {**read_json(checkpoint.folder / MANIFEST), "run_id": trial_id})
 
 
 def prune(folder: Path, *, trial_id: str, kept: set[int | None]) -> None:

@@ -25,7 +25,7 @@ from ftray.evaluate.tasks import Task
 from ftray.model.bank import Bank
 from ftray.model.bank_route import BASE
 from ftray.sweep.forwards import LOGITS_CPU, LOGITS_GPU, Limits, Part, share_forwards
-from ftray.sweep.slot_state import prune, restore_state, save_state
+from ftray.sweep.slot_state import copy_checkpoints, prune, restore_state, save_state
 from ftray.sweep.trial import TrialSpec
 from ftray.sweep.trial_run import StepOutcome, TrialRun
 from ftray.train.bank_engine import BankEngine, SlotState
@@ -124,8 +124,9 @@ class SharedBase:
         self.notes += notes
         leader = None if checkpoint else self._leader(run, shared or {})
         if leader is not None:
+            # First: what is told of a trial is there to be kept.
+            copy_checkpoints(leader.folder.checkpoints, folder.checkpoints, leader.trial_id, trial_id=spec.trial_id)
             run.follow(leader)
-            self._keep_best_of(leader, run)
             return run
         run.resume(
             checkpoint.progress() if checkpoint else None,
@@ -201,11 +202,6 @@ class SharedBase:
         """Whether what the leader has told so far is what `run` would have told."""
         one, other = leader.training.plan, run.training.plan
         return one.evaluate_every == other.evaluate_every and one.checkpoint_every == other.checkpoint_every
-
-    def _keep_best_of(self, leader: TrialRun, run: TrialRun) -> None:
-        """Save the leader's present state as the follower's, where it has begun."""
-        if leader.slot is not None and leader.progress.step:
-            self._save(run, leader.slot)
 
     def _followers(self, run: TrialRun) -> list[TrialRun]:
         return [one for one in self.runs.values() if one.following is run and not one.is_over]
@@ -411,6 +407,7 @@ class SharedBase:
             for one in [one for one in self._group(run) if one.is_due]:
                 one.evaluated(value=value, loss=loss, seconds=seconds)
                 self._save(one, _slot(run))
+                one.tell()
 
     def _validation_losses(self, predictions: list[list[RowPrediction]], slots: list[int]) -> list[float]:
         if all(row.nll is not None for rows in predictions for row in rows):

@@ -100,6 +100,7 @@ class SharedBaseTrainer:
         self._joining = threading.Lock()
         self._thread: threading.Thread | None = None
         self._is_ending = False
+        self._left: set[str] = set()
         self._error: FtrayError | None = None
         self._busy_seconds = 0.0
 
@@ -174,6 +175,7 @@ class SharedBaseTrainer:
             if not (must or has_place or shared or spec.trial_id in self._base.runs):
                 return False
             folder = RunDirectory(self.order.folder / spec.trial_id)
+            self._left.discard(spec.trial_id)
             self._order(lambda: self._let_in(spec, folder, shared))
             return True
 
@@ -195,16 +197,21 @@ class SharedBaseTrainer:
     def next_result(self, trial_id: str, after: int, timeout: float) -> Result | None:
         """Return what a trial told after its first `after` results, as soon as it has; None after `timeout` seconds.
 
-        Asking says that those before have been dealt with: the trial may go on. Raises RunError for a trial that is
-        not here (any more), and for whatever ended the computing.
+        Asking says that those before have been dealt with: the trial may go on. {} for a trial that is not here: this
+        process has taken the place of one that died. Raises RunError for one that has left, and for whatever ended the
+        computing.
         """
         deadline = time.monotonic() + timeout
         with self._changed:
             while True:
+                if trial_id in self._left:
+                    raise RunError(f"trial {trial_id} has left this trainer", kind="unknown")
+                if self._thread is None:
+                    return {}
                 self._require_alive()
                 run = self._base.runs.get(trial_id)
                 if run is None and not self._orders:
-                    raise RunError(f"trial {trial_id} is not in this trainer", kind="unknown")
+                    return {}
                 if run is not None:
                     if after > run.acknowledged:
                         run.acknowledged = after
@@ -217,8 +224,10 @@ class SharedBaseTrainer:
                 self._changed.wait(left)
 
     def leave(self, trial_id: str) -> None:
-        """Let a trial go, now."""
-        self._order(lambda: self._base.leave(trial_id), wait=False)
+        """Let a trial go, now; return when it has."""
+        self._left.add(trial_id)
+        if self._thread is not None:
+            self._order(lambda: self._base.leave(trial_id))
 
     def state(self) -> dict[str, Any]:
         """Return what the campaign records of this trainer."""

@@ -53,6 +53,10 @@ class TrialTrainers:
     def release(self, trial_id: str) -> None:
         """Do nothing: the reaper gives the workers back."""
 
+    def settle(self) -> None:
+        """Give back what stopped trials hold."""
+        self._reaper.reap()
+
     def export(self, trial_id: str, best_step: int) -> Path:
         """Keep the model of a trial's best checkpoint."""
         trial = self._campaign.directory.trial(trial_id)

@@ -6,17 +6,20 @@ import copy
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ftray.artifacts import RunDirectory, read_json, write_json
+from ftray.artifacts import RunDirectory, read_json, wait_for_lock, write_json
 from ftray.data.conversations import REPLAY
 from ftray.data.tokenization import TokenizedExample
 from ftray.evaluate.config import LOWER_IS_BETTER, Metric
 from ftray.evaluate.intervals import Estimate
+from ftray.sweep.history import read_result
 from ftray.sweep.trial import TrialSpec
 from ftray.tracking import Mirror, TensorBoard, Tracker, current_lines, next_attempt
 from ftray.train.loop import Clock, Computed, best_step, step_line
 from ftray.train.loss_spike import RowLoss, worst_rows
 from ftray.train.state import Progress, StepInputs, Training
 
+ORPHAN_SECONDS = 60.0
+"""How long to wait for a trainer of a killed campaign to notice that it is alone."""
 Result = dict[str, Any]
 """What a trial reports at an evaluation; DESIGN of its keys in `TrialRun.evaluated`."""
 
@@ -55,6 +58,7 @@ class TrialRun:
         )
         self.slot: int | None = None
         self.results: list[Result] = []
+        self._untold: Result | None = None
         self.acknowledged = 0
         self.is_due = False
         """Whether the step just done calls for an evaluation."""
@@ -67,6 +71,7 @@ class TrialRun:
         self._seconds = 0.0
         folder.root.mkdir(parents=True, exist_ok=True)
         folder.checkpoints.mkdir(exist_ok=True)
+        self._lock = wait_for_lock(folder.worker_lock, seconds=ORPHAN_SECONDS)
         write_json(folder.root / "trial.json", spec.to_record())
         mirrors: list[Mirror] = [TensorBoard(folder.root)] if tensorboard else []
         self._tracker = Tracker(
@@ -94,6 +99,7 @@ class TrialRun:
     def close(self) -> None:
         """Close its records."""
         self._tracker.close()
+        self._lock.close()
 
     # What happened before
 
@@ -106,11 +112,7 @@ class TrialRun:
             for line in current_lines(self.folder.metrics)
             if line["kind"] == "evaluation" and line["step"] <= self.progress.step and "result" in line
         }
-        # JSON has no NaN: a loss that was not a number is null there.
-        self.results = [
-            {key: float("nan") if value is None else value for key, value in told[step].items()}
-            for step in sorted(told)
-        ]
+        self.results = [read_result(told[step]) for step in sorted(told)]
         self._seconds = self.results[-1]["seconds"] if self.results else 0.0
         self._event(note)
 
@@ -132,7 +134,7 @@ class TrialRun:
         for count, result in enumerate(leader.results, start=1):
             self.progress.evaluations = points[:count]
             self.progress.step = result["step"]
-            self._tell(result)
+            self.results.append(self._written(result))
         self.training.restore(copy.deepcopy(leader.progress))
         self._event(f"its first steps are those of trial {leader.trial_id}")
 
@@ -164,7 +166,7 @@ class TrialRun:
         self.is_due = False
         self._seconds += seconds
         self.training.evaluated(value=value.value, validation_loss=loss)
-        self._tell(
+        self._untold = self._written(
             {
                 "trial_id": self.trial_id,
                 "step": self.progress.step,
@@ -177,8 +179,14 @@ class TrialRun:
             }
         )
 
-    def _tell(self, told: Result) -> None:
-        """Add what depends on this trial to an evaluation, write it down and have it reported."""
+    def tell(self) -> None:
+        """Have the newest evaluation reported: its checkpoint is there, for who hears of it may want to keep it."""
+        assert self._untold is not None, "an evaluation is told once"
+        self.results.append(self._untold)
+        self._untold = None
+
+    def _written(self, told: Result) -> Result:
+        """Add what depends on this trial to an evaluation, and write it down."""
         training, best = self.training, self.best
         result = {
             **told,
@@ -206,7 +214,7 @@ class TrialRun:
                 "result": result,
             }
         )
-        self.results.append(result)
+        return result
 
     def _estimate_at(self, step: int, told: Result) -> dict[str, Any]:
         """Return the value of an evaluation with its interval, as it was told."""

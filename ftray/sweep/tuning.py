@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from ray import tune
@@ -12,6 +12,7 @@ from ray.tune.stopper import CombinedStopper
 from ftray.artifacts import now, read_json
 from ftray.campaign import Config, Ledger, TrialResult
 from ftray.sweep.callback import LedgerCallback, Watcher
+from ftray.sweep.history import newest_kept, told
 from ftray.sweep.mode import Mode
 from ftray.sweep.prefixes import ordered
 from ftray.sweep.prepare import Campaign
@@ -20,8 +21,8 @@ from ftray.sweep.schedulers import make_scheduler, replay
 from ftray.sweep.search import Planned, make_searcher
 from ftray.sweep.spent import Spent
 from ftray.sweep.stoppers import BudgetStopper, EarlyStopper, NonFinite
+from ftray.sweep.trial import TrialSpec
 from ftray.sweep.tune_config import SEED
-from ftray.tracking import current_lines
 
 CLIENT_FAILURES = 3
 """How often a trial's client may die before the trial counts as failed."""
@@ -45,18 +46,20 @@ class Search:
 
     @property
     def is_out_of_budget(self) -> bool:
-        """Whether the budget ended it."""
-        return self._budget is not None and self._budget.reason is not None
+        """Whether the budget ended it before all of its trials had ended."""
+        is_spent = self._budget is not None and self._budget.reason is not None
+        return is_spent and len(self._ended()) < self.campaign.num_trials
 
     def run(self) -> None:
         """Run the trials that have not ended yet."""
         campaign, configurations = self.campaign, self.campaign.configurations
-        ended = {result.trial_id: result for result in self.ledger.results() if result.role == "search"}
+        ended = self._ended()
         left = campaign.num_trials - len(ended)
         if left <= 0:
             return
         default = configurations.default()
-        specs = [configurations.spec(config) for config in self._unfinished(ended)]
+        unfinished = self._unfinished("search")
+        specs = list(unfinished.values())
         specs += [default, *(configurations.grid() if campaign.searcher == "grid" else [])]
         points = {spec.trial_id: spec for spec in specs if spec.trial_id not in ended}
         mode: Literal["max", "min"] = "max" if campaign.higher_is_better else "min"
@@ -78,6 +81,7 @@ class Search:
             default_trial_id=default.trial_id,
         )
         replay(scheduler, self._histories(ended))
+        scheduler.approved = {trial_id: result["tokens"] for trial_id, result in self._newest(unfinished).items()}
         self._fit(searcher, scheduler, role="search")
         self.deduplicated = searcher.deduplicated
 
@@ -103,6 +107,7 @@ class Search:
 
         callback = LedgerCallback(
             configurations=self.campaign.configurations,
+            higher_is_better=self.campaign.higher_is_better,
             ledger=self.ledger,
             directory=self.campaign.directory,
             mode=self.mode,
@@ -111,7 +116,16 @@ class Search:
             spent=self.spent,
             out_of_budget=lambda: self._budget.reason if self._budget else None,
             role=role,
+            newest=self._newest(self._unfinished(role)),
         )
+        if self._budget is None or not self._budget.stop_all():
+            self._run_tuner(searcher, scheduler, callback, role=role)
+        if self._budget is not None and self._budget.reason is not None:
+            # Tune ends these without a word.
+            for spec in self._unfinished(role).values():
+                callback.cut(spec)
+
+    def _run_tuner(self, searcher: Any, scheduler: Any, callback: LedgerCallback, *, role: str) -> None:
         folder = self.campaign.directory.root / "tune"
         tuner = tune.Tuner(
             self.mode.trainable(),
@@ -136,24 +150,38 @@ class Search:
         )
         self.grid = tuner.fit()
 
-    def _unfinished(self, ended: dict[str, TrialResult]) -> list[Config]:
-        """Return the configurations of trials that an earlier attempt has begun and not ended."""
-        found = []
+    def _ended(self) -> dict[str, TrialResult]:
+        """Return the trials of the search that have ended for good, by trial_id."""
+        results = [result for result in self.ledger.results() if result.role == "search"]
+        return {result.trial_id: result for result in results if result.trial_id in self.ledger}
+
+    def _unfinished(self, role: Literal["search", "seed"]) -> dict[str, TrialSpec]:
+        """Return the trials that have begun and not ended, by trial_id."""
+        found = {}
         for path in sorted(self.campaign.directory.trials.glob("*/trial.json")):
             record = read_json(path)
-            if record["trial_id"] not in ended and record["seed"] == self.campaign.loaded.job.seed:
-                found.append(dict(record["config"]))
+            is_search = record["seed"] == self.campaign.loaded.job.seed
+            if record["trial_id"] not in self.ledger and is_search == (role == "search"):
+                spec = self.campaign.configurations.spec(record["config"], seed=record["seed"])
+                found[spec.trial_id] = spec
         return found
+
+    def _told(self, spec: TrialSpec) -> list[dict[str, Any]]:
+        trial = self.campaign.directory.trial(spec.trial_id)
+        return told(trial, spec, higher_is_better=self.campaign.higher_is_better)
+
+    def _newest(self, specs: Mapping[str, TrialSpec]) -> dict[str, dict[str, Any]]:
+        """Return what interrupted trials told last, of what can be gone on from."""
+        directory = self.campaign.directory
+        kept = {trial_id: newest_kept(directory.trial(trial_id), self._told(spec)) for trial_id, spec in specs.items()}
+        return {trial_id: result for trial_id, result in kept.items() if result is not None}
 
     def _histories(self, ended: dict[str, TrialResult]) -> dict[str, list[dict[str, Any]]]:
         """Return what trials that have ended told, for a scheduler that has not heard it."""
+        specs = {trial_id: self.campaign.configurations.spec(result.config) for trial_id, result in ended.items()}
         return {
-            trial_id: [
-                line["result"]
-                for line in current_lines(self.campaign.directory.trial(trial_id).metrics)
-                if line["kind"] == "evaluation" and "result" in line
-            ]
-            for trial_id in ended
+            trial_id: [result for result in self._told(spec) if result["step"] <= ended[trial_id].steps]
+            for trial_id, spec in specs.items()
         }
 
 
