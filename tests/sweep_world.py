@@ -23,6 +23,8 @@ from ftray.sweep.trial import TrialSpec
 from ftray.sweep.trial_run import TrialRun
 from ftray.work import build_tasks
 
+OPEN: list[SharedBase] = []
+"""Shared bases that a test has opened; `close_all` lets their trials go."""
 PROMPT = "Which intent is this? {text}"
 JOB: dict[str, Any] = {
     "name": "tiny",
@@ -80,10 +82,12 @@ class Campaign:
         """Return a fresh shared base of this job."""
         job = self.load().job
         model = load_model(job.model, precision="fp32")
-        return SharedBase(
+        base = SharedBase(
             Bank(model, slots=slots, rank=rank), rows_of(self), precision="fp32", base_name=job.model,
             layout=layout_for(model),
         )  # fmt: skip
+        OPEN.append(base)
+        return base
 
 
 def rows_of(campaign: Campaign) -> Rows:
@@ -102,6 +106,14 @@ def open_campaign(file: Path, *sets: str) -> Campaign:
     loaded = load_job(file, sets=sets)
     run_id = run_id_of(loaded)
     return Campaign(file, sets, check(loaded, run_id=run_id, run=run_directory(loaded, run_id)))
+
+
+def close_all() -> None:
+    """Let the trials of all bases go, and with them their locks."""
+    while OPEN:
+        base = OPEN.pop()
+        for trial_id in list(base.runs):
+            base.leave(trial_id)
 
 
 def finish(base: SharedBase, runs: Sequence[TrialRun], *, most: int = 10_000) -> None:

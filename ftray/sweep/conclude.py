@@ -133,7 +133,7 @@ def _head(
 def _without_winner(campaign: Campaign, spent: Spent, startup_seconds: float) -> dict[str, Any]:
     return {
         "status": "failed",
-        "base": {"validation": read_base(campaign), "test": None},
+        "base": {"validation": known_base_value(campaign), "test": None},
         "default": None,
         "winner": None,
         "finalists": [],
@@ -202,13 +202,20 @@ def _validation(campaign: Campaign, result: TrialResult) -> dict[str, Any] | Non
 
 def base_value(campaign: Campaign, mode: Mode) -> dict[str, Any]:
     """Return what the base is worth on the validation rows: as the first trainer wrote it, or asked now, once."""
+    known = known_base_value(campaign)
+    if known is not None:
+        return known
+    task = campaign.validation
+    rows = mode.answer({}, ["validation"], with_base=True)[BASE][task.name]
+    value = estimate(task.metric, rows).to_record()
+    write_json(campaign.directory.root / "base.json", {"schema": "ftray/base/1", "validation": value, "n": len(rows)})
+    return dict(value)
+
+
+def known_base_value(campaign: Campaign) -> dict[str, Any] | None:
+    """Return what the base is worth on the validation rows, where it has been asked."""
     path = campaign.directory.root / "base.json"
-    if not path.exists():
-        task = campaign.validation
-        rows = mode.answer({}, ["validation"], with_base=True)[BASE][task.name]
-        value = estimate(task.metric, rows).to_record()
-        write_json(path, {"schema": "ftray/base/1", "validation": value, "n": len(rows)})
-    return dict(read_json(path)["validation"])
+    return dict(read_json(path)["validation"]) if path.exists() else None
 
 
 def _adapter(result: TrialResult) -> dict[str, str] | None:

@@ -110,7 +110,6 @@ def write_records(campaign: Campaign) -> None:
         "data_digests": campaign.prepared.datasets.digests,
         "campaign": campaign.to_record(),
         "model_digest": identify(campaign.loaded.job.model).digest,
-        "ftray_version": __version__,
     }
     write_json(campaign.directory.job, record)
     write_json(campaign.directory.audit, campaign.prepared.audit.to_record())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from sweep_world import Campaign, finish, losses, open_campaign, write_world
+from sweep_world import Campaign, close_all, finish, losses, open_campaign, write_world
 
 from ftray.artifacts import RunDirectory
 from ftray.finetune import finetune
@@ -32,6 +33,12 @@ CONFIGURATIONS = (
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     return open_campaign(write_world(tmp_path_factory.mktemp("sweep")))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_open() -> Iterator[None]:
+    yield
+    close_all()
 
 
 def folder(place: Path, name: str) -> RunDirectory:
