@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ftray import __version__
 from ftray.artifacts import RunDirectory, now, read_json, write_json
 from ftray.campaign import Config, Ledger, State, TrialResult
 from ftray.evaluate.intervals import wilson
@@ -22,6 +24,7 @@ from ftray.sweep.prepare import Campaign
 from ftray.sweep.recommendation import Recommendation, recommend
 from ftray.sweep.spent import Spent
 
+PACKAGES = ("ray", "torch", "transformers", "peft", "optuna")
 STATES: tuple[State, ...] = ("completed", "pruned", "diverged", "failed", "budget")
 Again = Callable[[Config, Sequence[int]], list[TrialResult]]
 """Trains a configuration with other seeds."""
@@ -125,6 +128,7 @@ def _head(
         "trials": len(results),
         "notes": [*campaign.notes, *described.pop("notes", [])],
         "compute": described,
+        "versions": {"ftray": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}},
         "started_at": started_at,
         "ended_at": now(),
     }

@@ -17,7 +17,7 @@ from ftray.cli.streams import chatter_on_stderr
 from ftray.errors import InputError
 
 HEAVY = ("torch", "transformers", "ray", "datasets", "peft", "deepspeed", "pydantic", "numpy")
-COMMANDS = ("audit", "quickstart", "init", "doctor", "schema", "check", "train", "evaluate", "runs", "report")
+COMMANDS = ("audit", "quickstart", "init", "doctor", "schema", "check", "train", "sweep", "evaluate", "runs", "report")
 
 
 def test_the_command_line_imports_nothing_heavy() -> None:
