@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ftray.errors import RunError
 from ftray.evaluate.predict import Answers
 from ftray.space import SweepConfig
 from ftray.sweep.actor import TrainerActor
-from ftray.sweep.client import SharedTrial
+from ftray.sweep.client import PATIENCE_SECONDS, RETRY_SECONDS, SharedTrial
 from ftray.sweep.mode import BASE
 from ftray.sweep.slot_state import export_adapter
 from ftray.sweep.trainer import TrainerOrder
@@ -33,8 +34,6 @@ WAVES = 2
 """Trials run in so many waves at least, where later ones depend on earlier ones."""
 SPARE_CALLS = 8
 """Calls a trainer answers at a time beside those of its clients, each of which waits in one."""
-LOST_TRAINERS = 4
-"""How often trainers may die while they answer."""
 THIN = {"node:__internal_head__": 0.001}
 """What a trial's client holds: a place on the head node and no CPU."""
 
@@ -78,7 +77,9 @@ class SharedBases:
         chosen = wanted
         if sweep.slots == "auto":
             start = START_GPU if gpus else START_CPU
-            chosen, self.measured = ray.get(self.trainers[0].choose_slots.remote(list(first), start=start))
+            chosen, self.measured = _asked(
+                {0: partial(self.trainers[0].choose_slots.remote, list(first), start=start)}
+            )[0]
         self.slots = chosen
         self.concurrency = min(num_trials, self.workers * chosen * family)
 
@@ -111,33 +112,21 @@ class SharedBases:
         names = list(folders)
         shares = [names[index :: self.workers] for index in range(self.workers)]
         asked = {}
-        for index, share in enumerate(shares):
+        for index, (trainer, share) in enumerate(zip(self.trainers, shares, strict=True)):
             asks_base = with_base and index == self.workers - 1
             if share or asks_base:
-                asked[index] = ({name: folders[name] for name in share}, asks_base)
+                some = {name: folders[name] for name in share}
+                asked[index] = partial(trainer.answer.remote, some, list(which), self.slots, with_base=asks_base)
         answers: dict[str, Answers] = {}
-        for _ in range(LOST_TRAINERS):
-            calls = {
-                index: self.trainers[index].answer.remote(some, list(which), self.slots, with_base=asks_base)
-                for index, (some, asks_base) in asked.items()
-            }
-            for index, call in calls.items():
-                # A trainer that dies is started again, and asked again.
-                with contextlib.suppress(ray.exceptions.RayActorError):
-                    answers |= ray.get(call)
-                    del asked[index]
-        if asked:
-            raise RunError(
-                f"trainers were lost {LOST_TRAINERS} times while they answered",
-                kind="node",
-                hint="Run the same command again: it goes on from here. Too little memory is the usual reason.",
-            )
+        for found in _asked(asked).values():
+            answers |= found
         assert set(answers) == {*folders, *([BASE] if with_base else [])}, "everybody asked has answered"
         return answers
 
     def describe(self) -> dict[str, Any]:
         """Return the trainers' notes, their peak memory and what was measured."""
-        states = ray.get([trainer.state.remote() for trainer in self.trainers])
+        asked = _asked({index: trainer.state.remote for index, trainer in enumerate(self.trainers)})
+        states = [asked[index] for index in range(self.workers)]
         return {
             "notes": list(itertools.chain.from_iterable(state["notes"] for state in states)),
             "trainers": [
@@ -150,6 +139,29 @@ class SharedBases:
         """End the trainers."""
         for trainer in self.trainers:
             ray.kill(trainer)
+
+
+def _asked(calls: Mapping[int, Callable[[], Any]]) -> dict[int, Any]:
+    """Return what trainers answer to these calls, by their number; one that dies is started again, and asked again.
+
+    Raises RunError `node` for one that does not come back.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    answers: dict[int, Any] = {}
+    while len(answers) < len(calls):
+        waiting = {index: call() for index, call in calls.items() if index not in answers}
+        for index, answer in waiting.items():
+            try:
+                answers[index] = ray.get(answer)
+            except ray.exceptions.RayActorError as error:
+                if time.monotonic() > deadline:
+                    raise RunError(
+                        f"trainer {index} died and did not come back: {error}",
+                        kind="node",
+                        hint="Too little memory is the usual reason. The same command goes on from here.",
+                    ) from error
+                time.sleep(RETRY_SECONDS)
+    return answers
 
 
 def _actor(order: TrainerOrder, *, has_gpu: bool) -> Any:

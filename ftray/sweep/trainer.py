@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
-from ftray.artifacts import RunDirectory, digest_of, write_json
+from ftray.artifacts import RunDirectory, digest_of, wait_for_lock, write_json
 from ftray.campaign import Config
 from ftray.errors import FtrayError, RunError
 from ftray.evaluate.metrics import estimate
@@ -38,6 +38,8 @@ from ftray.sweep.tune_config import spec_of_config
 from ftray.train.memory import keep_freed_memory
 from ftray.work import build_tasks, peak_memory_bytes, prepare_data
 
+ORPHAN_SECONDS = 60.0
+"""How long to wait for a trainer of a killed campaign to notice that it is alone."""
 IDLE_SECONDS = 0.5
 """How long the computing thread waits before it looks again whether there is work."""
 
@@ -101,6 +103,7 @@ class SharedBaseTrainer:
         self._thread: threading.Thread | None = None
         self._is_ending = False
         self._left: set[str] = set()
+        self._locks: dict[str, IO[str]] = {}
         self._error: FtrayError | None = None
         self._busy_seconds = 0.0
 
@@ -180,6 +183,9 @@ class SharedBaseTrainer:
             return True
 
     def _let_in(self, spec: TrialSpec, folder: RunDirectory, shared: dict[str, int]) -> None:
+        if spec.trial_id not in self._locks:
+            folder.root.mkdir(parents=True, exist_ok=True)
+            self._locks[spec.trial_id] = wait_for_lock(folder.worker_lock, seconds=ORPHAN_SECONDS)
         self._base.join(spec, folder, shared=shared)
 
     def _spec_of(self, config: Config) -> TrialSpec:
@@ -227,7 +233,13 @@ class SharedBaseTrainer:
         """Let a trial go, now; return when it has."""
         self._left.add(trial_id)
         if self._thread is not None:
-            self._order(lambda: self._base.leave(trial_id))
+            self._order(lambda: self._let_go(trial_id))
+
+    def _let_go(self, trial_id: str) -> None:
+        self._base.leave(trial_id)
+        lock = self._locks.pop(trial_id, None)
+        if lock is not None:
+            lock.close()
 
     def state(self) -> dict[str, Any]:
         """Return what the campaign records of this trainer."""
@@ -271,8 +283,8 @@ class SharedBaseTrainer:
         self, adapters: dict[str, Path], tasks: list[Any], answers: dict[str, Answers], *, with_base: bool
     ) -> None:
         base, names = self._base, list(adapters)
-        for run in list(base.runs.values()):
-            base.leave(run.trial_id)
+        for trial_id in list(base.runs):
+            self._let_go(trial_id)
         first = 0
         while first < len(names) or with_base:
             some = names[first : first + base.bank.slots]
@@ -360,4 +372,4 @@ class SharedBaseTrainer:
         if self._thread is not None:
             self._thread.join()
         for trial_id in list(self._base.runs):
-            self._base.leave(trial_id)
+            self._let_go(trial_id)

@@ -6,7 +6,7 @@ import copy
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ftray.artifacts import RunDirectory, read_json, wait_for_lock, write_json
+from ftray.artifacts import RunDirectory, read_json, write_json
 from ftray.data.conversations import REPLAY
 from ftray.data.tokenization import TokenizedExample
 from ftray.evaluate.config import LOWER_IS_BETTER, Metric
@@ -18,8 +18,6 @@ from ftray.train.loop import Clock, Computed, best_step, step_line
 from ftray.train.loss_spike import RowLoss, worst_rows
 from ftray.train.state import Progress, StepInputs, Training
 
-ORPHAN_SECONDS = 60.0
-"""How long to wait for a trainer of a killed campaign to notice that it is alone."""
 Result = dict[str, Any]
 """What a trial reports at an evaluation; DESIGN of its keys in `TrialRun.evaluated`."""
 
@@ -71,7 +69,6 @@ class TrialRun:
         self._seconds = 0.0
         folder.root.mkdir(parents=True, exist_ok=True)
         folder.checkpoints.mkdir(exist_ok=True)
-        self._lock = wait_for_lock(folder.worker_lock, seconds=ORPHAN_SECONDS)
         write_json(folder.root / "trial.json", spec.to_record())
         mirrors: list[Mirror] = [TensorBoard(folder.root)] if tensorboard else []
         self._tracker = Tracker(
@@ -99,7 +96,6 @@ class TrialRun:
     def close(self) -> None:
         """Close its records."""
         self._tracker.close()
-        self._lock.close()
 
     # What happened before
 
