@@ -12,6 +12,8 @@ from ftray.job import Job
 from ftray.train.plan import Plan
 
 ModeName = Literal["shared", "trainers"]
+BASE_SHARE = 0.8
+"""Of a GPU's memory that a shared base may take: trials and their batches need the rest."""
 BASE = ""
 """The base's name among those that are asked."""
 
@@ -55,11 +57,16 @@ class Mode(Protocol):
         """End every process it started."""
 
 
-def choose_mode(job: Job, plan: Plan, *, forced: str | None = None) -> tuple[ModeName, str]:
-    """Return who trains, and why. Raises InputError when shared bases are wanted and impossible."""
+def choose_mode(
+    job: Job, plan: Plan, *, forced: str | None = None, base: int = 0, accelerator: int | None = None
+) -> tuple[ModeName, str]:
+    """Return who trains, and why. Raises InputError when shared bases are wanted and impossible.
+
+    `base`: its bytes; `accelerator`: those of one GPU, where it is known.
+    """
     sweep_mode = job.sweep.mode if job.sweep else "auto"
     wanted = forced or (sweep_mode if sweep_mode != "auto" else None)
-    obstacle = _obstacle(job, plan)
+    obstacle = _obstacle(job, plan, base=base, accelerator=accelerator)
     if wanted == "trainers" or (wanted is None and obstacle is not None):
         require_trial_workers(plan)
     if wanted == "trainers":
@@ -93,7 +100,7 @@ def require_trial_workers(plan: Plan) -> None:
         )
 
 
-def _obstacle(job: Job, plan: Plan) -> str | None:
+def _obstacle(job: Job, plan: Plan, *, base: int, accelerator: int | None) -> str | None:
     """Return why trials of this job cannot share a base, or None."""
     settings = job.compute.deepspeed
     if job.method.kind == "full":
@@ -102,4 +109,6 @@ def _obstacle(job: Job, plan: Plan) -> str | None:
         return "fp16 needs a loss scale for each training"
     if settings.stage == 3 or settings.offload_parameters != "none":
         return "the job shards its base (ZeRO-3), which then does not fit one accelerator"
+    if accelerator is not None and base > BASE_SHARE * accelerator:
+        return f"the base takes {base / 2**30:.1f} GiB, and a GPU has {accelerator / 2**30:.1f} GiB"
     return None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
 from ftray.artifacts import digest_of
 from ftray.campaign import SweepDirectory
+from ftray.estimate import measure_shape
 from ftray.evaluate.config import LOWER_IS_BETTER
 from ftray.evaluate.tasks import Task
 from ftray.finetune import Prepared, check, describe_machine, require_audit
@@ -16,6 +18,7 @@ from ftray.space import SchedulerName, SweepConfig
 from ftray.sweep.comparison import Split
 from ftray.sweep.configurations import Configurations
 from ftray.sweep.mode import ModeName, choose_mode
+from ftray.sweep.place import base_bytes
 from ftray.sweep.prefixes import is_prefixable
 from ftray.sweep.resolution import require_resolution
 from ftray.sweep.space import Space, choose_scheduler, choose_searcher, resolve_space
@@ -82,6 +85,15 @@ class Campaign:
         }
 
 
+def own_accelerator_bytes() -> int | None:
+    """Return the memory of this machine's GPU; None where there is none, or trainers run elsewhere."""
+    import torch
+
+    if os.environ.get("RAY_ADDRESS") is not None or not torch.cuda.is_available():
+        return None
+    return int(torch.cuda.get_device_properties(0).total_memory)
+
+
 def sweep_id_of(loaded: LoadedJob) -> str:
     """Return the id of a job's campaign: a digest of what decides its trials.
 
@@ -121,7 +133,14 @@ def plan_campaign(loaded: LoadedJob, prepared: Prepared, *, sweep_id: str, force
     job = loaded.job
     settings = job.sweep or SweepConfig()
     space = resolve_space(job)
-    mode, mode_reason = choose_mode(job, prepared.plan, forced=forced)
+    shape = measure_shape(job.model, job.method)
+    mode, mode_reason = choose_mode(
+        job,
+        prepared.plan,
+        forced=forced,
+        base=base_bytes(shape.parameters, prepared.plan.precision),
+        accelerator=own_accelerator_bytes(),
+    )
     configurations = Configurations(
         loaded=loaded,
         space=space,

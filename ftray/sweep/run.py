@@ -175,10 +175,13 @@ def write_report(directory: SweepDirectory) -> None:
 def open_mode(campaign: Campaign) -> Mode:
     """Start whoever trains the trials."""
     if campaign.mode == "shared":
+        from ftray.estimate import measure_shape
         from ftray.model.base import own_precision
+        from ftray.sweep.place import base_bytes
         from ftray.sweep.shared import SharedBases
         from ftray.sweep.trainer import TrainerOrder
 
+        job = campaign.loaded.job
         order = TrainerOrder(
             loaded=campaign.loaded,
             precision=campaign.prepared.plan.precision,
@@ -195,6 +198,7 @@ def open_mode(campaign: Campaign) -> Mode:
             campaign.settings,
             campaign.directory,
             num_trials=campaign.num_trials,
+            base=base_bytes(measure_shape(job.model, job.method).parameters, campaign.prepared.plan.precision),
             first=first_configs(campaign),
             family=campaign.family,
             learns=campaign.scheduler != "none" or campaign.searcher not in ("grid", "random"),

@@ -22,6 +22,7 @@ from ftray.space import SweepConfig
 from ftray.sweep.actor import TrainerActor
 from ftray.sweep.client import PATIENCE_SECONDS, RETRY_SECONDS, SharedTrial
 from ftray.sweep.mode import BASE
+from ftray.sweep.place import num_trainers
 from ftray.sweep.slot_state import export_adapter
 from ftray.sweep.trainer import TrainerOrder
 from ftray.train.launch import cluster_nodes, worker_environment
@@ -48,27 +49,27 @@ class SharedBases:
         directory: SweepDirectory,
         *,
         num_trials: int,
+        base: int,
         first: Sequence[Config],
         family: int = 1,
         learns: bool = True,
     ) -> None:
         """Start them and choose the slots with the `first` configurations of the campaign.
 
-        `family`: so many trials may be the beginning of one another; only one of them computes. `learns`: whether
+        `base`: its bytes. `family`: so many trials may be the beginning of one another; only one of them computes.
+        `learns`: whether
         trials that have ended decide about others.
         """
         nodes = cluster_nodes()
-        gpus = int(sum(float(node.get("GPU", 0)) for node in nodes))
-        cpus = int(sum(float(node.get("CPU", 0)) for node in nodes))
-        places = gpus or max(1, cpus)
+        gpus = any(float(node.get("GPU", 0)) for node in nodes)
         self.directory = directory
-        self.workers = min(num_trials, places if sweep.workers == "auto" else min(sweep.workers, places))
+        self.workers = num_trainers(sweep.workers, nodes, base=base, num_trials=num_trials)
         # A searcher or scheduler that learns from trials needs some that have ended before others begin.
         most = math.ceil(num_trials / self.workers / (WAVES if learns else 1))
         wanted = min(most, MOST_SLOTS) if sweep.slots == "auto" else sweep.slots
         order = replace(order, slots=wanted, threads=None if gpus else 1)
         self.trainers = [
-            _actor(order if index == 0 else replace(order, base_record=None), has_gpu=gpus > 0)
+            _actor(order if index == 0 else replace(order, base_record=None), has_gpu=gpus)
             for index in range(self.workers)
         ]
         self._leaving: list[Any] = []

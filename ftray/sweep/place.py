@@ -1,0 +1,40 @@
+"""How many copies of the base the cluster holds: a trainer for each GPU, or for each CPU that has memory for one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from ftray.train.launch import Resources
+
+PROCESS_BYTES = 700 * 2**20
+"""A trainer without its base: Python, torch, transformers, the rows."""
+MEMORY_SHARE = 0.8
+"""Of a node's memory that trainers may take; trials and batches need some, too."""
+BYTES_PER_WEIGHT = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+def base_bytes(parameters: int, precision: str) -> int:
+    """Return the bytes of a frozen base."""
+    return parameters * BYTES_PER_WEIGHT[precision]
+
+
+def trainers_that_fit(nodes: Sequence[Resources], *, base: int) -> int:
+    """Return how many trainers these nodes hold, at least 1: what else would train is not known better.
+
+    `base`: bytes of the base. A node's resources are Ray's: CPU, GPU, and memory in bytes.
+    """
+    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    if gpus:
+        return gpus
+    fitting = 0
+    for node in nodes:
+        by_memory = MEMORY_SHARE * node["memory"] / (base + PROCESS_BYTES) if "memory" in node else float("inf")
+        fitting += int(min(float(node.get("CPU", 0)), by_memory))
+    return max(1, fitting)
+
+
+def num_trainers(wanted: int | Literal["auto"], nodes: Sequence[Resources], *, base: int, num_trials: int) -> int:
+    """Return how many trainers a campaign starts: no more than fit, than trials, or than the job says."""
+    fitting = trainers_that_fit(nodes, base=base)
+    return min(num_trials, fitting if wanted == "auto" else min(wanted, fitting))

@@ -1,0 +1,25 @@
+"""As many copies of the base as there is room for, and no more."""
+
+from __future__ import annotations
+
+from ftray.sweep.place import base_bytes, num_trainers, trainers_that_fit
+
+GIB = 2**30
+
+
+def test_a_trainer_for_each_gpu_or_each_cpu() -> None:
+    assert trainers_that_fit([{"CPU": 16, "GPU": 2, "memory": 64 * GIB}, {"CPU": 8, "GPU": 1}], base=GIB) == 3
+    assert trainers_that_fit([{"CPU": 4, "memory": 64 * GIB}, {"CPU": 2, "memory": 64 * GIB}], base=GIB) == 6
+
+
+def test_memory_limits_the_copies_on_cpus() -> None:
+    eight_billion = base_bytes(8_000_000_000, "bf16")
+    assert trainers_that_fit([{"CPU": 64, "memory": 128 * GIB}], base=eight_billion) == 6
+    assert trainers_that_fit([{"CPU": 64, "memory": 8 * GIB}], base=eight_billion) == 1
+
+
+def test_the_job_and_its_trials_limit_them_too() -> None:
+    nodes = [{"CPU": 8.0, "memory": 64.0 * GIB}]
+    assert num_trainers("auto", nodes, base=0, num_trials=3) == 3
+    assert num_trainers(2, nodes, base=0, num_trials=16) == 2
+    assert num_trainers(99, nodes, base=0, num_trials=16) == 8
