@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -148,7 +149,11 @@ class Search:
                 verbose=0,
             ),
         )
-        self.grid = tuner.fit()
+        try:
+            self.grid = tuner.fit()
+        finally:
+            # Tune's snapshots hold pickles; the ledger is what a campaign goes on from.
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _ended(self) -> dict[str, TrialResult]:
         """Return the trials of the search that have ended for good, by trial_id."""
