@@ -38,7 +38,9 @@ def show_sweep(record: Mapping[str, Any], console: Console, *, command: str) -> 
         console.print(_table(record))
         console.print()
     finished = record["status"] in ("completed", "budget")
+    compared = {} if record["status"] in STATUSES else _sides(record)
     pairs = {
+        **{name.partition(":")[0]: _settings(one) for name, one in compared.items()},
         "trials": _counts(record),
         "time": _times(record),
         "note": " ".join(record.get("notes", ())),
@@ -55,17 +57,15 @@ def _table(record: Mapping[str, Any]) -> Table:
     """Return base, default, winner and the other finalists: validation, test, and how far from the default."""
     metric = record["objective"]["metric"]
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for name in ("", "validation", "test", "minus default", "configuration"):
+    for name in ("", "validation", "test", "minus default"):
         # Numbers are never cut off: on a narrow screen they take another line.
         table.add_column(name or "  ", no_wrap=not name, overflow="fold")
-    rows = {"base": (record["base"], ""), **{name: (one, _settings(one)) for name, one in _sides(record).items()}}
-    for name, (one, settings) in rows.items():
+    for name, one in {"base": record["base"], **_sides(record)}.items():
         table.add_row(
             f"  {name}",
             _interval(metric, one["validation"]),
             _interval(metric, one["test"]),
             _difference(metric, one.get("difference_from_default")),
-            Text(settings, style="dim"),
             style="bold" if name.startswith("winner") else None,
         )
     return table

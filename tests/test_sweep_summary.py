@@ -17,16 +17,29 @@ def shown(record: dict[str, Any], command: str = "ftray sweep job.yaml") -> str:
 
 
 def pairs(text: str) -> dict[str, str]:
+    """Return the last line that begins with each word."""
     return {line.split()[0]: " ".join(line.split()[1:]) for line in text.splitlines() if line.split()}
+
+
+def numbers(text: str) -> dict[str, str]:
+    """Return the first line that begins with each word: that of the table."""
+    return {one.split()[0]: " ".join(one.split()[1:]) for one in reversed(lines(text))}
+
+
+def lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.split()]
 
 
 def test_the_end_says_what_to_take_and_shows_it() -> None:
     text = shown(sweep_records.sweep_record())
     assert text.splitlines()[1].startswith("take the winner")
     found = pairs(text)
-    assert found["base"].startswith("2.1% (0.6% to 3.6%) 1.8% (0.6% to 3.0%) -")
-    assert found["default"].startswith("83.5% (80.5% to 86.5%) 86.1% (83.1% to 89.1%) -")
-    assert "91.2% (88.2% to 94.2%) +5.1 (+3.1 to +7.1) rank=32 alpha_over_rank=2" in found["winner"]
+    table = numbers(text)
+    assert table["base"].startswith("2.1% (0.6% to 3.6%) 1.8% (0.6% to 3.0%) -")
+    assert table["default"].startswith("83.5% (80.5% to 86.5%) 86.1% (83.1% to 89.1%) -")
+    assert "91.2% (88.2% to 94.2%) +5.1 (+3.1 to +7.1)" in table["winner"]
+    assert found["winner"].startswith("rank=32 alpha_over_rank=2")
+    assert found["default"].startswith("rank=16 alpha_over_rank=2")
     assert text.count("finalist") >= 2
     assert found["trials"].startswith("6 completed, 6 pruned, 2 diverged, 1 failed, 1 budget, 2 equal")
     assert found["time"] == "6 min 11 s to the decision, 6 min 42 s in all, 0.214 accelerator-hours"
