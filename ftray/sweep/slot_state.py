@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from ftray.artifacts import RunDirectory, digest_file, read_json, write_json
-from ftray.model.bank import Bank, Factors
+from ftray.model.bank import Factors
 from ftray.model.bank_peft import PREFIX, read_adapter, save_slot
 from ftray.model.lora import CONFIG_FILE, WEIGHTS_FILE
 from ftray.train.bank_engine import BankEngine, SlotState
@@ -100,9 +100,3 @@ def export_adapter(trial: RunDirectory, step: int) -> Path:
     shutil.rmtree(trial.adapter, ignore_errors=True)
     staged.rename(trial.adapter)
     return trial.adapter
-
-
-def load_into(bank: Bank, slot: int, folder: Path) -> None:
-    """Put a trial's adapter folder into a slot."""
-    adapter, factors = read_adapter(folder)
-    bank.put(slot, adapter, factors)

@@ -141,14 +141,3 @@ class BudgetStopper(RecordingStopper):
             self.reason = self._spelled
             self.reasons = dict.fromkeys(self._running, ("budget", self._spelled))
         return self.reason is not None
-
-
-class Interruption(RecordingStopper):
-    """End the campaign when the user asks for it. What was interrupted has no result: it goes on the next time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.requested = False
-
-    def stop_all(self) -> bool:
-        return self.requested

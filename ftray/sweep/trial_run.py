@@ -6,7 +6,7 @@ import copy
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ftray.artifacts import RunDirectory, read_json, write_json
+from ftray.artifacts import RunDirectory, write_json
 from ftray.data.conversations import REPLAY
 from ftray.data.tokenization import TokenizedExample
 from ftray.evaluate.config import LOWER_IS_BETTER, Metric
@@ -255,9 +255,3 @@ class TrialRun:
             "failure": "",
             "finished": False,
         }
-
-
-def read_spec_record(folder: RunDirectory) -> dict[str, Any] | None:
-    """Return a trial's trial.json, where it has begun."""
-    path = folder.root / "trial.json"
-    return dict(read_json(path)) if path.exists() else None

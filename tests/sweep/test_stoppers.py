@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sweep.campaign import configurations
 
 from ftray.space import Budget
-from ftray.sweep.stoppers import BudgetStopper, EarlyStopper, Interruption, NonFinite
+from ftray.sweep.stoppers import BudgetStopper, EarlyStopper, NonFinite
 from ftray.train.config import EarlyStopping
 from ftray.train.state import Training
 
@@ -107,11 +107,3 @@ def test_a_budget_by_the_clock_and_one_by_trainers() -> None:
     now[0] += 2850
     assert by_clock.stop_all()
     assert "1 hours" in str(by_clock.reason)
-
-
-def test_an_interruption_ends_the_campaign_when_it_is_asked_for() -> None:
-    stopper = Interruption()
-    assert not stopper.stop_all()
-    stopper.requested = True
-    assert stopper.stop_all()
-    assert not stopper("x", result(1))

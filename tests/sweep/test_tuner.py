@@ -19,7 +19,7 @@ from sweep.campaign import configurations
 from ftray.sweep.configurations import Configurations
 from ftray.sweep.schedulers import Sparing, make_scheduler
 from ftray.sweep.search import Distinct, make_searcher
-from ftray.sweep.stoppers import EarlyStopper, Interruption, NonFinite
+from ftray.sweep.stoppers import EarlyStopper, NonFinite
 from ftray.sweep.trial import OBJECTIVE, RESULT_KEY
 from ftray.train.config import EarlyStopping
 
@@ -69,7 +69,7 @@ def one_ray() -> Iterator[None]:
 
 
 def campaign(
-    folder: Path, *, name: str, rule: str, trials: int = 8, stop: Interruption | None = None
+    folder: Path, *, name: str, rule: str, trials: int = 8
 ) -> tuple[tune.ResultGrid, Distinct, Sparing, NonFinite, Configurations]:
     made = configurations(SPACE, train={"learning_rate": 1e-5})
     default = made.default()
@@ -80,7 +80,7 @@ def campaign(
         rule, max_tokens=600, grace_tokens=100, mode="max", default_trial_id=default.trial_id,  # type: ignore[arg-type]
     )  # fmt: skip
     nonfinite = NonFinite()
-    stoppers = [EarlyStopper(EarlyStopping(), higher_is_better=True), nonfinite, *([stop] if stop else [])]
+    stoppers = [EarlyStopper(EarlyStopping(), higher_is_better=True), nonfinite]
     tuner = tune.Tuner(
         tune.with_resources(Thin, {"node:__internal_head__": 0.001}),
         param_space={"made": made},
@@ -121,10 +121,3 @@ def test_no_trial_is_run_twice(tmp_path: Path) -> None:
     assert not grid.errors
     values = [trial.value for trial in search.inner._ot_study.trials if trial.value is not None]
     assert len(values) >= 12 - 1
-
-
-def test_an_interruption_ends_it(tmp_path: Path) -> None:
-    stop = Interruption()
-    stop.requested = True
-    grid, *_ = campaign(tmp_path, name="random", rule="none", stop=stop)
-    assert len(grid) <= 2
