@@ -73,6 +73,14 @@ def restore_state(engine: BankEngine, slot: int, checkpoint: Checkpoint, *, weig
     return progress
 
 
+def copy_state(checkpoint: Checkpoint, folder: Path, *, trial_id: str) -> None:
+    """Write a checkpoint as another trial's that has done the same steps."""
+    target = folder / checkpoint.folder.name
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(checkpoint.folder, target, ignore=shutil.ignore_patterns(MANIFEST))
+    write_json(target / MANIFEST, {**checkpoint.manifest, "run_id": trial_id})
+
+
 def prune(folder: Path, *, trial_id: str, kept: set[int | None]) -> None:
     """Delete the checkpoints of all other steps, the manifest first."""
     for checkpoint in find_checkpoints(folder, run_id=trial_id):

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ftray.artifacts import RunDirectory
@@ -25,12 +26,12 @@ from ftray.evaluate.tasks import Task
 from ftray.model.bank import Bank
 from ftray.model.bank_route import BASE
 from ftray.sweep.forwards import LOGITS_CPU, LOGITS_GPU, Limits, Part, share_forwards
-from ftray.sweep.slot_state import prune, restore_state, save_state
+from ftray.sweep.slot_state import copy_state, prune, restore_state, save_state
 from ftray.sweep.trial import TrialSpec
 from ftray.sweep.trial_run import StepOutcome, TrialRun
 from ftray.train.bank_engine import BankEngine, SlotState
 from ftray.train.batches import share_out
-from ftray.train.checkpoint import newest_whole
+from ftray.train.checkpoint import find_checkpoints, newest_whole
 from ftray.train.loop import SEEDS_PER_STEP
 from ftray.train.loss_spike import RowLoss
 from ftray.train.plan import FORWARD_TOKENS_CPU, FORWARD_TOKENS_GPU
@@ -203,9 +204,9 @@ class SharedBase:
         return one.evaluate_every == other.evaluate_every and one.checkpoint_every == other.checkpoint_every
 
     def _keep_best_of(self, leader: TrialRun, run: TrialRun) -> None:
-        """Save the leader's present state as the follower's, where it has begun."""
-        if leader.slot is not None and leader.progress.step:
-            self._save(run, leader.slot)
+        """Keep the leader's best and newest checkpoints as the follower's, too: what it has told so far is in them."""
+        for checkpoint in find_checkpoints(leader.folder.checkpoints, run_id=leader.trial_id):
+            copy_state(checkpoint, run.folder.checkpoints, trial_id=run.trial_id)
 
     def _followers(self, run: TrialRun) -> list[TrialRun]:
         return [one for one in self.runs.values() if one.following is run and not one.is_over]
@@ -413,8 +414,9 @@ class SharedBase:
         for run, rows, loss in zip(runs, predictions, losses, strict=True):
             value = estimate(self.metric, rows)
             for one in [one for one in self._group(run) if one.is_due]:
-                one.evaluated(value=value, loss=loss, seconds=seconds)
-                self._save(one, _slot(run))
+                one.evaluated(
+                    value=value, loss=loss, seconds=seconds, keep=partial(self._save, one, _slot(run))
+                )
 
     def _validation_losses(self, predictions: list[list[RowPrediction]], slots: list[int]) -> list[float]:
         if all(row.nll is not None for rows in predictions for row in rows):

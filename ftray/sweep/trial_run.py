@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -108,7 +109,7 @@ class TrialRun:
         }
         # JSON has no NaN: a loss that was not a number is null there.
         self.results = [
-            {key: float("nan") if value is None else value for key, value in told[step].items()}
+            {key: float("nan") if value is None and key != "prefix_of" else value for key, value in told[step].items()}
             for step in sorted(told)
         ]
         self._seconds = self.results[-1]["seconds"] if self.results else 0.0
@@ -159,8 +160,10 @@ class TrialRun:
             )
         self.is_due = training.plan.evaluates_at(self.progress.step)
 
-    def evaluated(self, *, value: Estimate, loss: float, seconds: float) -> None:
-        """Take an evaluation of the step just done."""
+    def evaluated(
+        self, *, value: Estimate, loss: float, seconds: float, keep: Callable[[], None] = lambda: None
+    ) -> None:
+        """Take an evaluation of the step just done; `keep` writes its checkpoint."""
         self.is_due = False
         self._seconds += seconds
         self.training.evaluated(value=value.value, validation_loss=loss)
@@ -174,11 +177,16 @@ class TrialRun:
                 "validation_estimate": value.to_record(),
                 "validation_loss": loss,
                 "train_loss": self.progress.train_loss if self.progress.train_loss is not None else loss,
-            }
+            },
+            keep,
         )
 
-    def _tell(self, told: Result) -> None:
-        """Add what depends on this trial to an evaluation, write it down and have it reported."""
+    def _tell(self, told: Result, keep: Callable[[], None] = lambda: None) -> None:
+        """Add what depends on this trial to an evaluation, write it down and have it reported.
+
+        The line comes first: a checkpoint says that what was told up to it can be told again. Clients hear of it last:
+        the trial may end with it, and its checkpoint is then what is kept.
+        """
         training, best = self.training, self.best
         result = {
             **told,
@@ -206,6 +214,7 @@ class TrialRun:
                 "result": result,
             }
         )
+        keep()
         self.results.append(result)
 
     def _estimate_at(self, step: int, told: Result) -> dict[str, Any]:
