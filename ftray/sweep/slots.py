@@ -318,12 +318,14 @@ class SharedBase:
         try:
             return self._together(steps)
         except (RuntimeError, MemoryError, IndexError, ValueError) as error:
-            self._start_over(steps)
-            if is_out_of_memory(error):
-                return self._with_less(steps)
-            if len(steps) == 1:
-                steps[0].run.fail(f"step {steps[0].inputs.step + 1} cannot be computed: {_first_line(error)}")
-                return {steps[0].run.trial_id: []}
+            is_oom, reason = is_out_of_memory(error), _first_line(error)
+        # Not in the handler: the error's traceback keeps the failed pass's tensors in memory until the handler ends.
+        self._start_over(steps)
+        if is_oom:
+            return self._with_less(steps)
+        if len(steps) == 1:
+            steps[0].run.fail(f"step {steps[0].inputs.step + 1} cannot be computed: {reason}")
+            return {steps[0].run.trial_id: []}
         return {trial_id: rows for step in steps for trial_id, rows in self._accumulate([step]).items()}
 
     def _with_less(self, steps: list[_Step]) -> dict[str, list[RowSum]]:
@@ -382,15 +384,17 @@ class SharedBase:
         """Score these trials on the validation rows; one that cannot be scored fails alone."""
         try:
             self._evaluate_together(runs)
+            return
         except (RunError, RuntimeError, MemoryError) as error:
-            if len(runs) == 1:
-                is_nonfinite = isinstance(error, RunError) and error.kind == "nonfinite"
-                for one in self._group(runs[0]):
-                    one.fail(_first_line(error), nonfinite=is_nonfinite)
-                return
-            middle = len(runs) // 2
-            self._evaluate(runs[:middle])
-            self._evaluate(runs[middle:])
+            reason, is_nonfinite = _first_line(error), isinstance(error, RunError) and error.kind == "nonfinite"
+        # Not in the handler, for memory's sake: see `_accumulate`.
+        if len(runs) == 1:
+            for one in self._group(runs[0]):
+                one.fail(reason, nonfinite=is_nonfinite)
+            return
+        middle = len(runs) // 2
+        self._evaluate(runs[:middle])
+        self._evaluate(runs[middle:])
 
     def _evaluate_together(self, runs: list[TrialRun]) -> None:
         began = time.perf_counter()

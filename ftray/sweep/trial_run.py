@@ -158,7 +158,7 @@ class TrialRun:
         self.is_due = training.plan.evaluates_at(self.progress.step)
 
     def evaluated(self, *, value: Estimate, loss: float, seconds: float) -> None:
-        """Take an evaluation of the step just done."""
+        """Take an evaluation of the step just done; `tell` has it reported, once its checkpoint is written."""
         self.is_due = False
         self._seconds += seconds
         self.training.evaluated(value=value.value, validation_loss=loss)

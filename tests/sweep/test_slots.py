@@ -19,9 +19,10 @@ from ftray.artifacts import RunDirectory
 from ftray.finetune import finetune
 from ftray.model.lora import WEIGHTS_FILE
 from ftray.sweep.prefixes import shared_steps
-from ftray.sweep.slot_state import export_adapter
+from ftray.sweep.slot_state import export_adapter, save_state
 from ftray.sweep.trial import TrialSpec
 from ftray.tracking import current_lines
+from ftray.train.checkpoint import newest_whole
 
 CONFIGURATIONS = (
     ("method.rank=4", "method.alpha=8"),
@@ -275,3 +276,39 @@ def test_dropout_is_the_same_beside_others_and_alone(campaign: Campaign, tmp_pat
 def test_what_a_client_loads_is_thin() -> None:
     code = "import sys, ftray.sweep.client, ftray.sweep.actor; print([*{'torch', 'peft', 'datasets'} & {*sys.modules}])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_who_follows_late_has_the_best_checkpoint_from_before(campaign: Campaign, tmp_path: Path) -> None:
+    long, short = (campaign.spec(*CONSTANT, f"train.epochs={epochs}") for epochs in (3, 2))
+    base = campaign.base(slots=1)
+    leader = base.join(long, folder(tmp_path, "long"))
+    while len(leader.results) < 3:
+        leader.acknowledged = len(leader.results)
+        base.work()
+    # The best is one that is not the newest.
+    first, *others = leader.progress.evaluations
+    leader.progress.evaluations = [first, *(replace(one, value=-1.0) for one in others)]
+    leader.results = [{**one, "best_step": first.step} for one in leader.results]
+    earlier = replace(leader.progress, step=first.step)
+    save_state(base.engine, 1, earlier, leader.folder.checkpoints, trial_id=long.trial_id, base="")
+    follower = base.join(short, folder(tmp_path, "short"), shared={long.trial_id: shared_steps(long, short)})
+    assert follower.following is leader
+    assert follower.best.step == first.step < follower.progress.step
+    export_adapter(follower.folder, follower.best.step)
+    # Its leader leaves before it has told anything: nothing is lost.
+    newest, _ = newest_whole(follower.folder.checkpoints, run_id=short.trial_id)
+    assert newest is not None
+    assert newest.step == follower.progress.step
+
+
+def test_a_client_hears_of_an_evaluation_when_its_checkpoint_is_there(campaign: Campaign, tmp_path: Path) -> None:
+    base = campaign.base(slots=1)
+    run = base.join(campaign.spec(), folder(tmp_path, "one"))
+    heard: list[int] = []
+    save = base._save
+    base._save = lambda one, slot: (heard.append(len(one.results)), save(one, slot))[1]  # type: ignore[method-assign]
+    finish(base, [run])
+    assert heard == list(range(len(run.results)))
+    again = campaign.base(slots=1).join(campaign.spec(), folder(tmp_path, "one"))
+    assert again.results[-1]["prefix_of"] is None
+    assert again.is_over
