@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 from ray import tune
@@ -39,9 +39,12 @@ class LedgerCallback(tune.Callback):
         watcher: Watcher,
         stops: Callable[[], Stops],
         spent: Spent,
+        earlier: Mapping[str, dict[str, Any]] | None = None,
         out_of_budget: Callable[[], str | None] = lambda: None,
         role: Literal["search", "seed"] = "search",
     ) -> None:
+        """`earlier`: the last result of trials that an earlier attempt has begun."""
+        self._earlier = earlier or {}
         self._configurations = configurations
         self._ledger = ledger
         self._directory = directory
@@ -80,9 +83,17 @@ class LedgerCallback(tune.Callback):
         text = str(getattr(trial, "get_error", lambda: None)() or "its client failed")
         self._end(trial, error=text.strip().splitlines()[-1])
 
+    def _told(self, trial_id: str) -> dict[str, Any] | None:
+        """Return the furthest result: a trial may end again before it has told again what it is worth."""
+        last, earlier = self._last.get(trial_id), self._earlier.get(trial_id)
+        if earlier is None or (last is not None and last["step"] >= earlier["step"]):
+            return last
+        why = {key: last[key] for key in ("failure", "nonfinite")} if last is not None else {}
+        return {**earlier, **why}
+
     def _end(self, trial: Any, *, error: str) -> None:
         spec = self._spec(trial)
-        last = self._last.get(spec.trial_id)
+        last = self._told(spec.trial_id)
         state, reason = state_of(spec.trial_id, last, self._stops(), error=error, out_of_budget=self._out_of_budget())
         has_value = last is not None and last["best_step"] > 0
         # Its best checkpoint stays as it is: what a trial computes after its last result is never told, nor kept.

@@ -78,6 +78,8 @@ class Sparing(TrialScheduler):
         self._name, self._mode, self._default = name, mode, default_trial_id
         self._heard: dict[str, float] = {}  # Tune's trial id -> tokens of the newest evaluation
         self._best: dict[str, float] = {}  # trial_id -> best value
+        self.passed: dict[str, float] = {}
+        """Tokens at which an earlier attempt let a trial go on, by trial_id: what it told before is only heard."""
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         return metric in (None, OBJECTIVE) and mode in (None, self._mode)
@@ -91,7 +93,11 @@ class Sparing(TrialScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if not self._is_new(trial, result):
             return str(TrialScheduler.CONTINUE)
-        if result[RESULT_KEY] == self._default or result.get("finished"):
+        ours = result[RESULT_KEY]
+        # Warm-up says nothing of a trial, however long it is in tokens.
+        warms_up = result.get("step", 0) < result.get("warmup_steps", 0)
+        has_passed = float(result[TIME]) < self.passed.get(ours, 0.0)
+        if ours == self._default or result.get("finished") or warms_up or has_passed:
             self.hear(tune_controller, trial, result)
             return str(TrialScheduler.CONTINUE)
         decision = str(self.inner.on_trial_result(tune_controller, trial, _grained(result)))

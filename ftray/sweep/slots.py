@@ -414,9 +414,7 @@ class SharedBase:
         for run, rows, loss in zip(runs, predictions, losses, strict=True):
             value = estimate(self.metric, rows)
             for one in [one for one in self._group(run) if one.is_due]:
-                one.evaluated(
-                    value=value, loss=loss, seconds=seconds, keep=partial(self._save, one, _slot(run))
-                )
+                one.evaluated(value=value, loss=loss, seconds=seconds, keep=partial(self._save, one, _slot(run)))
 
     def _validation_losses(self, predictions: list[list[RowPrediction]], slots: list[int]) -> list[float]:
         if all(row.nll is not None for rows in predictions for row in rows):

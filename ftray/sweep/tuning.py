@@ -19,8 +19,11 @@ from ftray.sweep.schedulers import make_scheduler, replay
 from ftray.sweep.search import Planned, make_searcher
 from ftray.sweep.spent import Spent
 from ftray.sweep.stoppers import BudgetStopper, EarlyStopper, NonFinite
+from ftray.sweep.trial import TrialSpec
+from ftray.sweep.trial_reports import TrialReports, as_number
 from ftray.sweep.tune_config import SEED
 from ftray.tracking import current_lines
+from ftray.train.checkpoint import MANIFEST, folder_name
 
 CLIENT_FAILURES = 3
 """How often a trial's client may die before the trial counts as failed."""
@@ -41,6 +44,7 @@ class Search:
         self._early = EarlyStopper(plan.early_stopping, higher_is_better=campaign.higher_is_better)
         self._nonfinite = NonFinite()
         self._budget = _budget_stopper(campaign, mode, spent)
+        self._earlier: dict[str, dict[str, Any]] = {}
 
     @property
     def is_out_of_budget(self) -> bool:
@@ -55,8 +59,8 @@ class Search:
         if left <= 0:
             return
         default = configurations.default()
-        specs = [configurations.spec(config) for config in self._unfinished(ended)]
-        specs += [default, *(configurations.grid() if campaign.searcher == "grid" else [])]
+        unfinished = [configurations.spec(config) for config in self._unfinished(ended)]
+        specs = [*unfinished, default, *(configurations.grid() if campaign.searcher == "grid" else [])]
         points = {spec.trial_id: spec for spec in specs if spec.trial_id not in ended}
         mode: Literal["max", "min"] = "max" if campaign.higher_is_better else "min"
         searcher = make_searcher(
@@ -76,7 +80,10 @@ class Search:
             mode=mode,
             default_trial_id=default.trial_id,
         )
-        replay(scheduler, self._histories(ended))
+        histories = {trial_id: self._history(trial_id, result.config) for trial_id, result in ended.items()}
+        replay(scheduler, histories)
+        self._earlier = self._furthest(unfinished)
+        scheduler.passed = {trial_id: float(result["tokens"]) for trial_id, result in self._earlier.items()}
         self._fit(searcher, scheduler, role="search")
         self.deduplicated = searcher.deduplicated
 
@@ -108,6 +115,7 @@ class Search:
             watcher=self.display,
             stops=stops,
             spent=self.spent,
+            earlier=self._earlier,
             out_of_budget=lambda: self._budget.reason if self._budget else None,
             role=role,
         )
@@ -127,7 +135,8 @@ class Search:
             run_config=tune.RunConfig(
                 name=f"{role}-{now().replace(':', '').replace('.', '')}",
                 storage_path=str(folder),
-                stop=CombinedStopper(*filter(None, (self._early, self._nonfinite, self._budget))),
+                # The first that stops a trial says why: that its numbers ended comes before that it got nowhere.
+                stop=CombinedStopper(*filter(None, (self._nonfinite, self._early, self._budget))),
                 failure_config=tune.FailureConfig(max_failures=CLIENT_FAILURES),
                 callbacks=[callback, *self.mode.callbacks()],
                 verbose=0,
@@ -144,16 +153,25 @@ class Search:
                 found.append(dict(record["config"]))
         return found
 
-    def _histories(self, ended: dict[str, TrialResult]) -> dict[str, list[dict[str, Any]]]:
-        """Return what trials that have ended told, for a scheduler that has not heard it."""
-        return {
-            trial_id: [
-                line["result"]
-                for line in current_lines(self.campaign.directory.trial(trial_id).metrics)
-                if line["kind"] == "evaluation" and "result" in line
-            ]
-            for trial_id in ended
-        }
+    def _history(self, trial_id: str, config: Config) -> list[dict[str, Any]]:
+        """Return what a trial told in earlier attempts, from its metrics.jsonl."""
+        lines = current_lines(self.campaign.directory.trial(trial_id).metrics)
+        evaluations = [line for line in lines if line["kind"] == "evaluation"]
+        if self.campaign.mode == "shared":
+            return [_with_losses(line["result"]) for line in evaluations if "result" in line]
+        spec = self.campaign.configurations.spec(config)
+        reports = TrialReports(spec, higher_is_better=self.campaign.higher_is_better)
+        return [reports.evaluated(line, seconds=0.0) for line in evaluations]
+
+    def _furthest(self, specs: Sequence[TrialSpec]) -> dict[str, dict[str, Any]]:
+        """Return the last result of trials that an earlier attempt has begun, of which there is the best checkpoint."""
+        found = {}
+        for spec in specs:
+            checkpoints = self.campaign.directory.trial(spec.trial_id).checkpoints
+            for result in self._history(spec.trial_id, spec.config):
+                if (checkpoints / folder_name(result["best_step"]) / MANIFEST).exists():
+                    found[spec.trial_id] = result
+        return found
 
     def _most_tokens(self) -> int:
         """Return more tokens than any trial can see: a trial that ends by its own length is not stopped."""
@@ -178,6 +196,12 @@ class Search:
         # A share of a longer training is more steps.
         warmup = warmup * max(1.0, epochs * plan.steps_per_epoch / plan.total_steps)
         return max(1, int(per_step * max(warmup, plan.evaluate_every)))
+
+
+def _with_losses(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result of a record: a loss that was not a number is null there."""
+    losses = {key: as_number(value) for key, value in result.items() if key.endswith("_loss")}
+    return {**result, **losses}
 
 
 def _value(result: TrialResult) -> float:

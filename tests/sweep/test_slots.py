@@ -282,9 +282,8 @@ def test_who_follows_late_has_the_best_checkpoint_from_before(campaign: Campaign
     first, *others = leader.progress.evaluations
     leader.progress.evaluations = [first, *(replace(one, value=-1.0) for one in others)]
     leader.results = [{**one, "best_step": first.step} for one in leader.results]
-    save_state(
-        base.engine, 1, replace(leader.progress, step=first.step), leader.folder.checkpoints, trial_id=long.trial_id, base=""
-    )  # fmt: skip
+    place = leader.folder.checkpoints
+    save_state(base.engine, 1, replace(leader.progress, step=first.step), place, trial_id=long.trial_id, base="")
     follower = base.join(short, folder(tmp_path, "short"), shared={long.trial_id: shared_steps(long, short)})
     assert follower.following is leader
     assert follower.best.step == first.step < follower.progress.step
