@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from ftray.artifacts import RunDirectory, digest_of, write_json
 from ftray.campaign import Config
@@ -329,7 +330,8 @@ class SharedBaseTrainer:
                         self._changed.wait(IDLE_SECONDS)
         except FtrayError as error:
             self._error = error
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
+            # A full disk is either, whoever writes.
             self._error = RunError(f"the trainer could not go on: {error}", kind="unknown")
         finally:
             with self._changed:
