@@ -74,8 +74,11 @@ class LedgerCallback(tune.Callback):
             ours = self._spec(trial).trial_id
             heard = {**result, "trial_id": ours}
             # A new client hears everything again, of which the older checkpoints are gone.
-            if heard["step"] >= self._last.get(ours, heard)["step"]:
+            last = self._last.get(ours, heard)
+            if heard["step"] >= last["step"]:
                 self._last[ours] = heard
+            elif heard["failure"] or heard["nonfinite"]:
+                self._last[ours] = {**last, "failure": heard["failure"], "nonfinite": heard["nonfinite"]}
             self._watcher.on_result(ours, self._spec(trial).config, heard)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

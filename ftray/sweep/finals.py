@@ -1,6 +1,6 @@
 """The end of a campaign: what the trials forgot, and what the finalists, the default and the base do on the test rows.
 
-The test rows are asked once: the answers are written before they are looked at, and read again by a second attempt.
+Nobody is asked the test rows twice: the answers are written before they are looked at, and read by later attempts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Finals:
     answers: Mapping[str, list[RowPrediction]]
     """By trial_id, and the base's."""
     test_reads: int
-    """How often the test rows have been asked: 1, or 0 without any."""
+    """How often the test rows have been asked, in all attempts: 1, or more where the finalists were changed later; 0
+    without any."""
 
 
 def general_tasks(final: FinalTasks) -> list[Task]:
@@ -85,15 +86,18 @@ def compare_on_held_out_rows(
     `task`: these rows.
     """
     asked = {result.trial_id: result for result in (*choice.finalists, *([choice.default] if choice.default else []))}
-    known = _read_answers(directory.finals, task=task, split=split, names=[BASE, *asked])
-    if known is None:
-        answers = mode.answer(_folders(list(asked.values())), ["held_out"], with_base=True)
-        known = {name: _only(found) for name, found in answers.items()}
-        _write_answers(directory.finals, known, split=split)
+    known, reads = _read_answers(directory.finals, task=task, split=split)
+    missing = [result for trial_id, result in asked.items() if trial_id not in known]
+    if missing or BASE not in known:
+        # Nobody is asked twice: with more finalists than in an earlier attempt only these are.
+        answers = mode.answer(_folders(missing), ["held_out"], with_base=BASE not in known)
+        known |= {name: _only(found) for name, found in answers.items()}
+        reads += 1
+        _write_answers(directory.finals, known, split=split, reads=reads)
     scores = {trial_id: scores_of(task.metric, known[trial_id]) for trial_id in asked}
     base = scores_of(task.metric, known[BASE])
     comparison = compare_finalists(choice, scores, base, higher_is_better=higher_is_better, split=split)
-    return Finals(comparison=comparison, answers=known, test_reads=1 if split == "test" else 0)
+    return Finals(comparison=comparison, answers=known, test_reads=reads if split == "test" else 0)
 
 
 def _folders(results: Sequence[TrialResult]) -> dict[str, Path]:
@@ -105,9 +109,9 @@ def _only(answers: Answers) -> list[RowPrediction]:
     return rows
 
 
-def _write_answers(path: Path, answers: Mapping[str, list[RowPrediction]], *, split: str) -> None:
+def _write_answers(path: Path, answers: Mapping[str, list[RowPrediction]], *, split: str, reads: int) -> None:
     rows = {name: [_brief(row) for row in found] for name, found in answers.items()}
-    write_json(path, {"schema": "ftray/finals/1", "split": split, "answers": rows})
+    write_json(path, {"schema": "ftray/finals/1", "split": split, "reads": reads, "answers": rows})
 
 
 def _brief(row: RowPrediction) -> dict[str, Any]:
@@ -115,17 +119,16 @@ def _brief(row: RowPrediction) -> dict[str, Any]:
     return {key: value for key, value in asdict(row).items() if key not in ("task", "prompt", "expected")}
 
 
-def _read_answers(path: Path, *, task: Task, split: str, names: Sequence[str]) -> dict[str, list[RowPrediction]] | None:
-    """Return the answers of an earlier attempt, if it asked the same trials the same rows."""
-    if not path.exists():
-        return None
-    record = read_json(path)
-    if record["split"] != split or set(record["answers"]) != set(names):
-        return None
-    return {
+def _read_answers(path: Path, *, task: Task, split: str) -> tuple[dict[str, list[RowPrediction]], int]:
+    """Return the answers of earlier attempts to the same rows, and how often these were asked."""
+    record = read_json(path) if path.exists() else None
+    if record is None or record["split"] != split:
+        return {}, 0
+    answers = {
         name: [_row(task, asked, row) for asked, row in zip(task.rows, rows, strict=True)]
         for name, rows in record["answers"].items()
     }
+    return answers, int(record.get("reads", 1))
 
 
 def _row(task: Task, asked: TaskRow, row: dict[str, Any]) -> RowPrediction:

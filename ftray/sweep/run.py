@@ -79,8 +79,9 @@ def finished_record(directory: SweepDirectory, loaded: LoadedJob) -> dict[str, A
     if not directory.sweep.exists():
         return None
     record: dict[str, Any] = read_json(directory.sweep)
-    is_over = record["status"] in ("completed", "failed") or (
-        record["status"] == "budget" and record["ends_digest"] == ends_digest(loaded)
+    # A budget can end a campaign before any trial has a value, too: it has failed then, and another one goes on.
+    is_over = record["status"] == "completed" or (
+        record["status"] in ("budget", "failed") and record["ends_digest"] == ends_digest(loaded)
     )
     return record if is_over and record["judged_digest"] == judged_digest(loaded) else None
 

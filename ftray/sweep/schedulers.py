@@ -94,7 +94,10 @@ class Sparing(TrialScheduler):
         if not self._is_new(trial, result):
             return str(TrialScheduler.CONTINUE)
         ours = result[RESULT_KEY]
-        if ours == self._default or result.get("finished") or result[TIME] < self.approved.get(ours, 0.0):
+        # Warm-up says nothing of a trial, however long it is in tokens.
+        warms_up = result.get("step", 0) < result.get("warmup_steps", 0)
+        is_approved = result[TIME] < self.approved.get(ours, 0.0)
+        if ours == self._default or result.get("finished") or warms_up or is_approved:
             self.hear(tune_controller, trial, result)
             return str(TrialScheduler.CONTINUE)
         decision = str(self.inner.on_trial_result(tune_controller, trial, _grained(result)))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from safetensors import SafetensorError
 
 from ftray.artifacts import RunDirectory, digest_of, wait_for_lock, write_json
 from ftray.campaign import Config
@@ -350,7 +351,8 @@ class SharedBaseTrainer:
                         self._changed.wait(IDLE_SECONDS)
         except FtrayError as error:
             self._error = error
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
+            # A full disk is either, whoever writes.
             self._error = RunError(f"the trainer could not go on: {error}", kind="unknown")
         finally:
             with self._changed:

@@ -143,7 +143,8 @@ class Search:
             run_config=tune.RunConfig(
                 name=f"{role}-{now().replace(':', '').replace('.', '')}",
                 storage_path=str(folder),
-                stop=CombinedStopper(*filter(None, (self._early, self._nonfinite, self._budget))),
+                # The first that stops a trial says why: that its numbers ended comes before that it got nowhere.
+                stop=CombinedStopper(*filter(None, (self._nonfinite, self._early, self._budget))),
                 failure_config=tune.FailureConfig(max_failures=CLIENT_FAILURES),
                 callbacks=[callback, *self.mode.callbacks()],
                 verbose=0,

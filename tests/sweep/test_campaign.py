@@ -1,4 +1,4 @@
-"""Whole campaigns on a real Ray: their records, their reproduction, and what a kill of any of their processes changes."""
+"""Whole campaigns on a real Ray: their records, their reproduction, and what killing any of their processes changes."""
 
 from __future__ import annotations
 

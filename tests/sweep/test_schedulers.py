@@ -148,3 +148,24 @@ def test_tune_may_say_the_objective_again() -> None:
     assert rule.set_search_properties(None, None)
     assert not rule.set_search_properties("loss", "max")
     assert rule.metric == "best_validation_accuracy"
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_what_an_earlier_attempt_let_go_on_is_heard_and_not_decided_again(name: SchedulerName) -> None:
+    rule = scheduler(name)
+    for good in ("a", "b", "c", "d"):
+        run(rule, good, [0.9] * 9)
+    rule.approved = {"bad": 30.0}
+    assert run(rule, "bad", [0.1] * 9) == ["CONTINUE", "CONTINUE", "STOP"]
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_no_trial_is_stopped_in_its_warm_up(name: SchedulerName) -> None:
+    rule = scheduler(name)
+    for good in ("a", "b", "c", "d"):
+        run(rule, good, [0.9] * 9)
+    trial = Trial("slow")
+    rule.on_trial_add(CONTROLLER, trial)
+    warm = [result("slow", 10 * step, 0.1, step=step, warmup_steps=3) for step in (1, 2, 3)]
+    decisions = [rule.on_trial_result(CONTROLLER, trial, one) for one in warm]
+    assert decisions == ["CONTINUE", "CONTINUE", "STOP"]

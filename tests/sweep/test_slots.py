@@ -21,6 +21,7 @@ from ftray.model.lora import WEIGHTS_FILE
 from ftray.sweep.prefixes import shared_steps
 from ftray.sweep.slot_state import export_adapter, save_state
 from ftray.sweep.trial import TrialSpec
+from ftray.sweep.trial_run import TrialRun
 from ftray.tracking import current_lines
 from ftray.train.checkpoint import newest_whole
 
@@ -306,7 +307,12 @@ def test_a_client_hears_of_an_evaluation_when_its_checkpoint_is_there(campaign: 
     run = base.join(campaign.spec(), folder(tmp_path, "one"))
     heard: list[int] = []
     save = base._save
-    base._save = lambda one, slot: (heard.append(len(one.results)), save(one, slot))[1]  # type: ignore[method-assign]
+
+    def noted(one: TrialRun, slot: int) -> None:
+        heard.append(len(one.results))
+        save(one, slot)
+
+    base._save = noted
     finish(base, [run])
     assert heard == list(range(len(run.results)))
     again = campaign.base(slots=1).join(campaign.spec(), folder(tmp_path, "one"))
