@@ -30,6 +30,11 @@ MEANINGS = {
     "budget": "the campaign's budget was used up",
     UNDER_WAY: "began and has not ended",
 }
+VERDICTS: dict[str, tuple[str, Tone]] = {
+    "ship": ("Ship", "good"),
+    "do_not_ship": ("Do not ship", "bad"),
+    "inconclusive": ("Inconclusive", "warn"),
+}
 MOST_REASONS = 4
 
 
@@ -92,6 +97,24 @@ def headline(records: SweepRecords) -> Headline:
     label, tone = RECOMMENDED[sweep["recommended"]]
     ended_by = ("The budget ended the campaign before all trials were done.",) if sweep["status"] == "budget" else ()
     return Headline(eyebrow="Recommendation", label=label, tone=tone, reasons=(*given, *ended_by))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictNotice:
+    """Whether what is recommended can be used."""
+
+    label: str
+    tone: Tone
+    reasons: tuple[str, ...]
+
+
+def verdict_notice(records: SweepRecords) -> VerdictNotice | None:
+    """Return the verdict on the recommended trial, which may have forgotten too much; None where the base is kept."""
+    sweep, verdict = records.sweep, records.extra("verdict", None)
+    if sweep is None or verdict is None or verdict["decision"] not in VERDICTS or sweep["recommended"] == "base":
+        return None
+    label, tone = VERDICTS[verdict["decision"]]
+    return VerdictNotice(label=f"{label}:", tone=tone, reasons=tuple(verdict["reasons"]))
 
 
 def _ended(count: int) -> str:

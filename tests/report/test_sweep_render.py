@@ -57,6 +57,14 @@ def test_a_finished_campaign_shows_every_part(render: Render) -> None:
     assert page.count("<svg") == page.count("<figure>") == 6
 
 
+def test_a_winner_that_forgot_too_much_is_not_to_be_shipped(render: Render) -> None:
+    records = sweep_records.finished()
+    records["sweep"]["verdict"] = {"decision": "do_not_ship", "reasons": ["Probe 'stories' rose by 1.9."]}
+    assert "Do not ship: Probe 'stories' rose by 1.9." in check_page(render(records)).text
+    records["sweep"]["recommended"] = "base"
+    assert "Do not ship" not in check_page(render(records)).text
+
+
 def rows(page: str) -> list[str]:
     """Return the rows of the table of trials, as text."""
     table = page.split('<section id="trials">')[1].split("</section>")[0]
