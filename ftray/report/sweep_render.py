@@ -22,6 +22,7 @@ from ftray.report.sweep_view import (
     stops,
     tiles,
     verdict_notice,
+    winner_vs_default,
 )
 
 
@@ -42,6 +43,7 @@ def render_sweep(directory: SweepDirectory) -> Path:
         verdict=verdict_notice(records),
         tiles=tiles(records, rows),
         difference=difference_tile(records),
+        against_default=winner_vs_default(records),
         sides=compared,
         split=split,
         rows=rows,

@@ -189,9 +189,19 @@ def tiles(records: SweepRecords, rows: Sequence[TrialRow]) -> list[Tile]:
     return found
 
 
+def winner_vs_default(records: SweepRecords) -> Mapping[str, Any] | None:
+    """Return the comparison of two trials; None where the winner is the default, of which there is nothing to say."""
+    sweep = records.sweep
+    if sweep is None or not (sweep["winner"] and sweep["default"]):
+        return None
+    is_same = sweep["winner"]["trial_id"] == sweep["default"]["trial_id"]
+    found: Mapping[str, Any] | None = None if is_same else sweep["winner_vs_default"]
+    return found
+
+
 def difference_tile(records: SweepRecords) -> Tile | None:
-    """Return how far the winner is from the default."""
-    found = records.sweep["winner_vs_default"] if records.sweep else None
+    """Return how far the winner is from the default; None where it is the default."""
+    found = winner_vs_default(records)
     if found is None:
         return None
     told = "told apart" if found["distinguishable"] else "not told apart"
