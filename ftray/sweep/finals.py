@@ -32,7 +32,7 @@ class Finals:
     answers: Mapping[str, list[RowPrediction]]
     """By trial_id, and the base's."""
     test_reads: int
-    """How often the test rows have been asked: 1, or 0 without any."""
+    """How often the test rows have been asked: 1, more where the job was given other finalists since, 0 without any."""
 
 
 def general_tasks(final: FinalTasks) -> list[Task]:
@@ -85,15 +85,17 @@ def compare_on_held_out_rows(
     `task`: these rows.
     """
     asked = {result.trial_id: result for result in (*choice.finalists, *([choice.default] if choice.default else []))}
+    reads = read_json(directory.finals).get("reads", 1) if directory.finals.exists() else 0
     known = _read_answers(directory.finals, task=task, split=split, names=[BASE, *asked])
     if known is None:
         answers = mode.answer(_folders(list(asked.values())), ["held_out"], with_base=True)
         known = {name: _only(found) for name, found in answers.items()}
-        _write_answers(directory.finals, known, split=split)
+        reads += 1
+        _write_answers(directory.finals, known, split=split, reads=reads)
     scores = {trial_id: scores_of(task.metric, known[trial_id]) for trial_id in asked}
     base = scores_of(task.metric, known[BASE])
     comparison = compare_finalists(choice, scores, base, higher_is_better=higher_is_better, split=split)
-    return Finals(comparison=comparison, answers=known, test_reads=1 if split == "test" else 0)
+    return Finals(comparison=comparison, answers=known, test_reads=reads if split == "test" else 0)
 
 
 def _folders(results: Sequence[TrialResult]) -> dict[str, Path]:
@@ -105,9 +107,9 @@ def _only(answers: Answers) -> list[RowPrediction]:
     return rows
 
 
-def _write_answers(path: Path, answers: Mapping[str, list[RowPrediction]], *, split: str) -> None:
+def _write_answers(path: Path, answers: Mapping[str, list[RowPrediction]], *, split: str, reads: int) -> None:
     rows = {name: [_brief(row) for row in found] for name, found in answers.items()}
-    write_json(path, {"schema": "ftray/finals/1", "split": split, "answers": rows})
+    write_json(path, {"schema": "ftray/finals/1", "split": split, "reads": reads, "answers": rows})
 
 
 def _brief(row: RowPrediction) -> dict[str, Any]:
