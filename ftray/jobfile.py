@@ -233,7 +233,9 @@ def _explain(
         f"{path}: {given!r} is not allowed" if path else f"the job is not allowed: {problem['msg']}",
         kind="bad_value",
         given=given if isinstance(given, str | int | float | bool | list | dict | None) else str(given),
-        allowed=" or ".join(dict.fromkeys(message.removeprefix("Input ") for message in here)),
+        allowed=" or ".join(
+            dict.fromkeys(message.removeprefix("Input ").removeprefix("Value error, ") for message in here)
+        ),
         hint=_describe(model, keys) or "See ftray schema.",
         path=path,
         file=file,

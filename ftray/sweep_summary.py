@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ftray.campaign import SweepDirectory
-from ftray.summary import duration, setting, show_pairs, shown
+from ftray.summary import VERDICTS, duration, setting, show_pairs, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,6 +41,7 @@ def show_sweep(record: Mapping[str, Any], console: Console, *, command: str) -> 
     compared = {} if record["status"] in STATUSES else _sides(record)
     pairs = {
         **{name.partition(":")[0]: _settings(one) for name, one in compared.items()},
+        "verdict": _verdict(record) if finished else "",
         "trials": _counts(record),
         "time": _times(record),
         "note": " ".join(record.get("notes", ())),
@@ -128,8 +129,19 @@ def _adapter(record: Mapping[str, Any]) -> dict[str, str]:
     return {"adapter": adapter["path"]} if adapter else {}
 
 
+def _verdict(record: Mapping[str, Any]) -> str:
+    """Say whether what is recommended can be used: it may be better than the default and have forgotten too much."""
+    verdict = record.get("verdict")
+    if verdict is None or record["recommended"] == "base":
+        return ""
+    words, _ = VERDICTS[verdict["decision"]]
+    return f"{words}: {' '.join(verdict['reasons'])}"
+
+
 def _next(record: Mapping[str, Any], command: str) -> str:
     """Return the command that goes on: the same again, or the training of what is recommended."""
+    if record["status"] == "failed":
+        return f"{command} --fresh   (from the beginning: the same command alone prints this again)"
     if record["status"] not in ("completed", "budget"):
         return command
     if record["recommended"] == "winner":

@@ -66,13 +66,20 @@ def test_the_default_needs_no_settings_and_the_base_no_training() -> None:
     assert not {"next", "adapter"} & pairs(base).keys()
 
 
-@pytest.mark.parametrize("status", ["failed", "interrupted"])
-def test_a_campaign_that_did_not_end_says_how_to_go_on(status: str) -> None:
+def test_the_verdict_stands_beside_the_recommendation() -> None:
+    verdict = {"decision": "do_not_ship", "reasons": ["Probe 'stories' rose by 1.9 bits per byte."]}
+    record = sweep_records.sweep_record() | {"verdict": verdict}
+    assert pairs(shown(record))["verdict"] == "do not ship: Probe 'stories' rose by 1.9 bits per byte."
+    assert "verdict" not in pairs(shown(record | {"recommended": "base"}))
+
+
+@pytest.mark.parametrize(("status", "rest"), [("failed", " --fresh"), ("interrupted", "")])
+def test_a_campaign_that_did_not_end_says_how_to_go_on(status: str, rest: str) -> None:
     record = sweep_records.sweep_record() | {"status": status, "winner": None, "default": None, "finalists": []}
     text = shown(record | {"reasons": ["Nothing has a value."]})
     assert text.splitlines()[1].startswith(status)
     assert "Nothing has a value." in text
-    assert pairs(text)["next"] == "ftray sweep job.yaml"
+    assert pairs(text)["next"].partition("   ")[0].partition(" (")[0] == f"ftray sweep job.yaml{rest}"
     assert "winner" not in text
 
 

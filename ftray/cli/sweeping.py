@@ -65,20 +65,21 @@ def sweep(
     def show(console: Any) -> None:
         from ftray.sweep_summary import show_sweep
 
-        show_sweep(record, console, command=_command("sweep", job, sets or [], loaded, storage))
+        show_sweep(record, console, command=_command(job, sets or [], loaded, storage, force_mode))
 
     failed = gate and record["verdict"]["decision"] != "ship"
     code = ENDS[record["status"]] or (3 if failed else 0)
     return Outcome(document=record, show=show, exit_code=code, is_answer=False)
 
 
-def _command(name: str, job: Path, sets: list[str], loaded: LoadedJob, storage: str | None) -> str:
+def _command(job: Path, sets: list[str], loaded: LoadedJob, storage: str | None, forced: str | None) -> str:
     """Return the command that goes on with this campaign."""
-    words = ["ftray", name, str(job)]
+    words = ["ftray", "sweep", str(job)]
     for setting in sets:
         words += ["--set", setting]
     words += ["--smoke"] if loaded.smoke else []
     words += ["--attempt", loaded.attempt_salt] if loaded.attempt_salt else []
+    words += ["--force-mode", forced] if forced else []
     words += ["--storage", storage] if storage else []
     return shlex.join(words)
 

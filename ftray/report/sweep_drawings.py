@@ -262,7 +262,7 @@ def candidates_plots(records: SweepRecords, found: Sequence[Side]) -> list[Plot]
     split, metric = split_of(found), records.metric
     values = _candidates([(side, side.on(split)) for side in found])
     differences = _candidates([(side, side.difference) for side in found])
-    note = "95% intervals" + ("" if records.higher_is_better else ", lower is better")
+    note = "95% intervals, all of them together" + ("" if records.higher_is_better else ", lower is better")
     plots = []
     if len(values) > 1:
         svg = draw_candidates("candidates", values, write=lambda value: wording.value(value, metric))

@@ -13,7 +13,17 @@ from ftray.report.page import render_page
 from ftray.report.sweep_drawings import candidates_plots, course_legend, course_plots, parallel_plot, pareto_plot
 from ftray.report.sweep_records import read_sweep_records
 from ftray.report.sweep_trials import fields, list_trials
-from ftray.report.sweep_view import difference_tile, headline, seeds_view, sides, split_of, stops, tiles
+from ftray.report.sweep_view import (
+    difference_tile,
+    headline,
+    seeds_view,
+    sides,
+    split_of,
+    stops,
+    tiles,
+    verdict_notice,
+    winner_vs_default,
+)
 
 
 def render_sweep(directory: SweepDirectory) -> Path:
@@ -30,8 +40,10 @@ def render_sweep(directory: SweepDirectory) -> Path:
         styles=("run.css", "sweep.css"),
         records=records,
         headline=headline(records),
+        verdict=verdict_notice(records),
         tiles=tiles(records, rows),
         difference=difference_tile(records),
+        against_default=winner_vs_default(records),
         sides=compared,
         split=split,
         rows=rows,

@@ -30,6 +30,11 @@ MEANINGS = {
     "budget": "the campaign's budget was used up",
     UNDER_WAY: "began and has not ended",
 }
+VERDICTS: dict[str, tuple[str, Tone]] = {
+    "ship": ("Ship", "good"),
+    "do_not_ship": ("Do not ship", "bad"),
+    "inconclusive": ("Inconclusive", "warn"),
+}
 MOST_REASONS = 4
 
 
@@ -92,6 +97,24 @@ def headline(records: SweepRecords) -> Headline:
     label, tone = RECOMMENDED[sweep["recommended"]]
     ended_by = ("The budget ended the campaign before all trials were done.",) if sweep["status"] == "budget" else ()
     return Headline(eyebrow="Recommendation", label=label, tone=tone, reasons=(*given, *ended_by))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictNotice:
+    """Whether what is recommended can be used."""
+
+    label: str
+    tone: Tone
+    reasons: tuple[str, ...]
+
+
+def verdict_notice(records: SweepRecords) -> VerdictNotice | None:
+    """Return the verdict on the recommended trial, which may have forgotten too much; None where the base is kept."""
+    sweep, verdict = records.sweep, records.extra("verdict", None)
+    if sweep is None or verdict is None or verdict["decision"] not in VERDICTS or sweep["recommended"] == "base":
+        return None
+    label, tone = VERDICTS[verdict["decision"]]
+    return VerdictNotice(label=f"{label}:", tone=tone, reasons=tuple(verdict["reasons"]))
 
 
 def _ended(count: int) -> str:
@@ -166,9 +189,19 @@ def tiles(records: SweepRecords, rows: Sequence[TrialRow]) -> list[Tile]:
     return found
 
 
+def winner_vs_default(records: SweepRecords) -> Mapping[str, Any] | None:
+    """Return the comparison of two trials; None where the winner is the default, of which there is nothing to say."""
+    sweep = records.sweep
+    if sweep is None or not (sweep["winner"] and sweep["default"]):
+        return None
+    is_same = sweep["winner"]["trial_id"] == sweep["default"]["trial_id"]
+    found: Mapping[str, Any] | None = None if is_same else sweep["winner_vs_default"]
+    return found
+
+
 def difference_tile(records: SweepRecords) -> Tile | None:
-    """Return how far the winner is from the default."""
-    found = records.sweep["winner_vs_default"] if records.sweep else None
+    """Return how far the winner is from the default; None where it is the default."""
+    found = winner_vs_default(records)
     if found is None:
         return None
     told = "told apart" if found["distinguishable"] else "not told apart"

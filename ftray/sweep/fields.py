@@ -142,7 +142,10 @@ def require_value(field: str, value: Value, job: Job) -> Value:
     try:
         read: Value = getattr(section.model_validate({name: value}), name)
     except ValidationError as error:
-        problems = dict.fromkeys(problem["msg"].removeprefix("Input ") for problem in error.errors(include_url=False))
+        problems = dict.fromkeys(
+            problem["msg"].removeprefix("Input ").removeprefix("Value error, ")
+            for problem in error.errors(include_url=False)
+        )
         raise refuse(
             field,
             f"{field} cannot be {value!r}",

@@ -151,6 +151,11 @@ def plan_campaign(loaded: LoadedJob, prepared: Prepared, *, sweep_id: str, force
     )
     configurations.require_feasible()
     searcher, searcher_reason = choose_searcher(settings, space)
+    if searcher not in ("grid", "random", "optuna"):
+        from ftray.sweep.search import require_searcher
+
+        is_lower = job.evaluate.task.metric in LOWER_IS_BETTER
+        require_searcher(searcher, space, seed=job.seed, mode="min" if is_lower else "max")
     num_trials = len(configurations.grid()) if searcher == "grid" else settings.trials
     scheduler, scheduler_reason = choose_scheduler(settings, num_trials)
     notes = [*prepared.datasets.notes]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from typing import Any, Protocol
 
 from ftray import __version__
@@ -61,8 +62,7 @@ def sweep(loaded: LoadedJob, *, display: Display, forced: str | None = None) -> 
         return {**earlier, "reused": True}
     display.say("Checking the job, its data, its model and its space")
     campaign = prepare_campaign(loaded, sweep_id=sweep_id, forced=forced)
-    if campaign.mode == "trainers":
-        require_workers(campaign.prepared.plan)
+    require_place_for(campaign)
     require_writable(directory.trials, hint="Choose another place with --storage DIR, or the job's `storage`.")
     with run_lock(directory.driver_lock):
         if campaign.prepared.datasets.awaits_sampling:
@@ -72,6 +72,15 @@ def sweep(loaded: LoadedJob, *, display: Display, forced: str | None = None) -> 
         write_records(campaign)
         display.on_plan(campaign.to_record())
         return run_campaign(campaign, display, began=began)
+
+
+def require_place_for(campaign: Campaign) -> None:
+    """Refuse workers, or GPUs for one of them, that there are not. A shared base has a place wherever a process has."""
+    plan = campaign.prepared.plan
+    if campaign.mode == "trainers":
+        require_workers(plan)
+    elif plan.gpus_per_worker > 0:
+        require_workers(replace(plan, workers=1, min_workers=1))
 
 
 def finished_record(directory: SweepDirectory, loaded: LoadedJob) -> dict[str, Any] | None:

@@ -78,6 +78,12 @@ def make_searcher(
     )
 
 
+def require_searcher(name: str, space: Space, *, seed: int, mode: Mode) -> None:
+    """Refuse a searcher that there is not, or that cannot search this space: as `make_searcher` does, and earlier."""
+    if name not in OWN:
+        _tune_searcher(name, space, start=[], seed=seed, mode=mode)
+
+
 class Planned(Searcher):
     """Suggest configurations in a given order, whatever comes of them."""
 
