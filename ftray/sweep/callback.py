@@ -57,6 +57,8 @@ class LedgerCallback(tune.Callback):
         self._out_of_budget = out_of_budget
         self._role = role
         self._last: dict[str, dict[str, Any]] = dict(newest or {})
+        self.lost: dict[str, str] = {}
+        """Why the clients of trials were lost, by trial_id."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave everything behind: Tune copies its callbacks into a file that is never read."""
@@ -83,18 +85,18 @@ class LedgerCallback(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Write the line of a trial that has come to its end or was stopped."""
-        self._end(trial, error="")
+        self._write(self._spec(trial), error="")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Write the line of a trial whose client has failed for good."""
-        text = str(getattr(trial, "get_error", lambda: None)() or "its client failed")
-        self._end(trial, error=text.strip().splitlines()[-1])
-
-    def _end(self, trial: Any, *, error: str) -> None:
+        """Write the line of a trial that has failed and said so; one whose client or trainer was lost has not ended."""
+        text = str(getattr(trial, "get_error", lambda: None)() or "its client failed").strip().splitlines()[-1]
         spec = self._spec(trial)
-        if error and not self._last.get(spec.trial_id, {}).get("failure"):
-            self._stop(spec)
-        self._write(spec, error=error)
+        if self._last.get(spec.trial_id, {}).get("failure"):
+            self._write(spec, error=text)
+            return
+        # That says nothing of the trial: the next command goes on with it.
+        self.lost[spec.trial_id] = text
+        self._mode.release(spec.trial_id)
 
     def cut(self, spec: TrialSpec) -> None:
         """Write the line of a trial that the campaign's end has stopped; one without a value has not ended."""

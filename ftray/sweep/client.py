@@ -89,11 +89,12 @@ class SharedTrial(tune.Trainable):
         """Return each living trainer's rank for this trial, the lower the better."""
         asked = {index: trainer.offer.remote(self._wanted) for index, trainer in enumerate(self._trainers)}
         offers = {}
-        lost: ray.exceptions.RayActorError | None = None
+        lost: Exception | None = None
         for index, answer in asked.items():
             try:
                 offer = ray.get(answer)
-            except ray.exceptions.RayActorError as error:
+            except (ray.exceptions.RayActorError, RunError) as error:
+                # Dead, or alive and unable to compute: the others may have room.
                 lost = error
                 continue
             self._trial_id = offer["trial_id"]

@@ -289,15 +289,15 @@ def settings_of(campaign: Campaign, result: TrialResult) -> list[str]:
     return settings
 
 
-def interrupted_record(campaign: Campaign, spent: Spent, *, started_at: str) -> dict[str, Any]:
-    """Return sweep.json of a campaign that was stopped by hand."""
+def interrupted_record(campaign: Campaign, spent: Spent, *, started_at: str, reason: str) -> dict[str, Any]:
+    """Return sweep.json of a campaign that was stopped, by hand or by what it lost."""
     results = [result for result in Ledger(campaign.directory.ledger).results() if result.role == "search"]
     record = _head(campaign, None, results, deduplicated=0, started_at=started_at)
     return {
         **record,
         **_without_winner(campaign, spent, 0.0),
         "status": "interrupted",
-        "reasons": ["Interrupted: the same command goes on with the trials that have not ended."],
+        "reasons": [reason, "The same command goes on with the trials that have not ended."],
         "forgetting": {},
         "forgetting_unit": None,
         "pareto": [],

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from ftray import __version__
 from ftray.artifacts import digest_of, now, read_json, require_writable, run_lock, write_json
 from ftray.campaign import Config, SweepDirectory
-from ftray.errors import Interrupted
+from ftray.errors import Interrupted, RunError
 from ftray.finetune import require_workers, sample_replay
 from ftray.job import LoadedJob
 from ftray.model.base import identify
@@ -155,12 +155,19 @@ def run_campaign(campaign: Campaign, display: Display, *, began: float) -> dict[
         record |= {"judged_digest": judged_digest(campaign.loaded), "ends_digest": ends_digest(campaign.loaded)}
     except KeyboardInterrupt as error:
         spent.write(at_once=True)
-        write_json(campaign.directory.sweep, interrupted_record(campaign, spent, started_at=started_at))
+        write_json(
+            campaign.directory.sweep,
+            interrupted_record(campaign, spent, started_at=started_at, reason="Interrupted."),
+        )
         raise Interrupted(
             f"interrupted; {campaign.directory.root} keeps its trials",
             kind="interrupted",
             hint="Run the same command again: it goes on with the trials that have not ended.",
         ) from error
+    except RunError as error:
+        record = interrupted_record(campaign, spent, started_at=started_at, reason=error.message)
+        write_json(campaign.directory.sweep, record)
+        raise
     finally:
         if mode is not None:
             mode.close()

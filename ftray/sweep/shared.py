@@ -16,7 +16,7 @@ from ray import tune
 
 from ftray.artifacts import RunDirectory
 from ftray.campaign import Config, SweepDirectory
-from ftray.errors import RunError
+from ftray.errors import RunError, is_out_of_memory
 from ftray.evaluate.predict import Answers
 from ftray.space import SweepConfig
 from ftray.sweep.actor import TrainerActor
@@ -73,6 +73,7 @@ class SharedBases:
             for index in range(self.workers)
         ]
         self._leaving: list[Any] = []
+        _wait_until_loaded(self.trainers)
         self.measured: dict[int, float] = {}
         self.slots: int | None = wanted
         chosen = wanted
@@ -140,6 +141,19 @@ class SharedBases:
         """End the trainers."""
         for trainer in self.trainers:
             ray.kill(trainer)
+
+
+def _wait_until_loaded(trainers: Sequence[Any]) -> None:
+    """Wait until all trainers have their data and base. Raises RunError for what one of them failed with."""
+    try:
+        ray.get([trainer.state.remote() for trainer in trainers])
+    except ray.exceptions.RayActorError as error:
+        lines = [line.strip() for line in str(error).splitlines() if "Error" in line and "RayActorError" not in line]
+        raise RunError(
+            f"a trainer could not start: {lines[-1] if lines else error}",
+            kind="oom" if is_out_of_memory(str(error)) else "unknown",
+            hint="Fewer trainers need less memory: sweep.workers. The same command starts them again.",
+        ) from error
 
 
 def _asked(calls: Mapping[int, Callable[[], Any]]) -> dict[int, Any]:

@@ -159,9 +159,30 @@ class SharedBase:
         free = [slot for slot in range(1, self.bank.slots + 1) if slot not in taken]
         while self._waiting and free and len(taken) < self.limit:
             run, slot = self._waiting.pop(0), free.pop(0)
-            taken.add(slot)
-            run.slot = slot
+            if self._fits(run, slot):
+                taken.add(slot)
+                run.slot = slot
+
+    def _fits(self, run: TrialRun, slot: int) -> bool:
+        """Fill a slot; without the memory for it the trial waits for the others, or fails where there are none."""
+        parked = self._parked.get(run.trial_id)
+        try:
             self._fill(run, slot)
+            return True
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = _first_line(error)
+        if parked is not None:
+            self._parked[run.trial_id] = parked
+        placed = len(self._placed())
+        if placed:
+            self.limit = placed
+            self.notes.append(f"out of memory when trial {placed + 1} was to begin: {placed} at a time from now on")
+            self._waiting.insert(0, run)
+        else:
+            run.fail(f"out of memory before its first step: {reason}")
+        return False
 
     def _fill(self, run: TrialRun, slot: int) -> None:
         """Put a trial's numbers into a slot: those it was parked with, of its newest checkpoint, or fresh ones."""

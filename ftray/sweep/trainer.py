@@ -160,6 +160,9 @@ class SharedBaseTrainer:
         Beside the fields of the space `config` may have `seed`.
         """
         spec = self._spec_of(config)
+        if self._thread is not None:
+            # One that is broken has few trials, and must not get them all for that.
+            self._require_alive()
         with self._changed:
             runs = dict(self._base.runs)
         return {

@@ -12,6 +12,7 @@ from ray.tune.stopper import CombinedStopper
 
 from ftray.artifacts import now, read_json
 from ftray.campaign import Config, Ledger, TrialResult
+from ftray.errors import RunError
 from ftray.sweep.callback import LedgerCallback, Watcher
 from ftray.sweep.history import newest_kept, told
 from ftray.sweep.mode import Mode
@@ -121,6 +122,14 @@ class Search:
         )
         if self._budget is None or not self._budget.stop_all():
             self._run_tuner(searcher, scheduler, callback, role=role)
+        if callback.lost:
+            reason = next(iter(callback.lost.values()))
+            raise RunError(
+                f"{len(callback.lost)} trials were lost with their clients or trainers, again and again: {reason}",
+                kind="node",
+                given=sorted(callback.lost),
+                hint="All other trials are in the ledger. The same command goes on with those that were lost.",
+            )
         if self._budget is not None and self._budget.reason is not None:
             # Tune ends these without a word.
             for spec in self._unfinished(role).values():
