@@ -22,30 +22,34 @@ RECOMMENDED = {
     "base": ("keep the base", "bold red"),
 }
 STATUSES = {"failed": ("failed", "bold red"), "interrupted": ("interrupted", "bold yellow")}
+OUT_OF_BUDGET = ("out of budget", "bold yellow")
+"""Of a campaign that its budget ended before any trial had a value."""
 STATES = ("completed", "pruned", "diverged", "failed", "budget")
 
 
 def show_sweep(record: Mapping[str, Any], console: Console, *, command: str) -> None:
     """Print a campaign's end; `command` is what goes on with it."""
     directory = SweepDirectory(Path(record["path"]))
-    decision, style = STATUSES.get(record["status"]) or RECOMMENDED[record["recommended"]]
+    has_ended = record["status"] not in STATUSES and record["winner"] is not None
+    decision, style = STATUSES.get(record["status"]) or (
+        RECOMMENDED[record["recommended"]] if has_ended else OUT_OF_BUDGET
+    )
     console.print()
     console.print(Text.assemble((decision, style), "  ", (directory.root.name, "dim")))
     for reason in record.get("reasons", ()):
         console.print(Text(f"  {reason}"))
     console.print()
-    if record["status"] not in STATUSES:
+    if has_ended:
         console.print(_table(record))
         console.print()
-    finished = record["status"] in ("completed", "budget")
-    compared = {} if record["status"] in STATUSES else _sides(record)
+    compared = _sides(record) if has_ended else {}
     pairs = {
         **{name.partition(":")[0]: _settings(one) for name, one in compared.items()},
-        "verdict": _verdict(record) if finished else "",
+        "verdict": _verdict(record) if has_ended else "",
         "trials": _counts(record),
         "time": _times(record),
         "note": " ".join(record.get("notes", ())),
-        **(_adapter(record) if finished else {}),
+        **(_adapter(record) if has_ended else {}),
         "report": str(directory.report) if directory.report.exists() else "",
         "next": _next(record, command),
     }
@@ -142,6 +146,8 @@ def _next(record: Mapping[str, Any], command: str) -> str:
     """Return the command that goes on: the same again, or the training of what is recommended."""
     if record["status"] == "failed":
         return f"{command} --fresh   (from the beginning: the same command alone prints this again)"
+    if record["status"] == "budget" and record["winner"] is None:
+        return f"{command} --set sweep.budget=...   (a larger one: it goes on)"
     if record["status"] not in ("completed", "budget"):
         return command
     if record["recommended"] == "winner":

@@ -90,3 +90,10 @@ def test_the_default_as_winner_stands_once() -> None:
     assert "winner: default" in text
     assert "reused" in text
     assert text.count("rank=16") == 1
+
+
+def test_a_budget_that_ended_everything_is_no_word_on_the_base() -> None:
+    record = sweep_records.sweep_record() | {"status": "budget", "winner": None, "default": None, "finalists": []}
+    text = shown(record | {"recommended": "base", "reasons": ["No trial has a value."]})
+    assert text.splitlines()[1].startswith("out of budget")
+    assert "sweep.budget" in pairs(text)["next"]
