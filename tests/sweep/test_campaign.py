@@ -26,7 +26,7 @@ from ftray.job import load_job
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 PATIENCE_SECONDS = 300
-TRAIN = {"learning_rate": 2e-3, "max_steps": 40, "batch_size": 8, "log_every": 1, "evaluate_every": 4}
+TRAIN = {"learning_rate": 2e-3, "max_steps": 80, "batch_size": 8, "log_every": 1, "evaluate_every": 4}
 SPACE = {"rank": [2, 8], "learning_rate": [1e-3, 8e-3]}
 # A likelihood: it has values after few steps, and the lower is the better.
 EVALUATE = {
