@@ -58,8 +58,6 @@ class Thin(tune.Trainable):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_ray() -> Iterator[None]:
-    os.environ["RAY_TMPDIR"] = "/tmp/rspace"
-    Path("/tmp/rspace").mkdir(exist_ok=True)
     ray.init(
         num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20, log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([str(Path.cwd()), str(Path.cwd() / "tests")])}},
