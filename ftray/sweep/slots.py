@@ -25,6 +25,7 @@ from ftray.evaluate.tasks import Task
 from ftray.model.bank import Bank
 from ftray.model.bank_route import BASE
 from ftray.sweep.forwards import LOGITS_CPU, LOGITS_GPU, Limits, Part, share_forwards
+from ftray.sweep.prefixes import shared_steps
 from ftray.sweep.slot_state import copy_checkpoints, prune, restore_state, save_state
 from ftray.sweep.trial import TrialSpec
 from ftray.sweep.trial_run import StepOutcome, TrialRun
@@ -209,7 +210,8 @@ class SharedBase:
 
     def _leader(self, run: TrialRun, shared: dict[str, int]) -> TrialRun | None:
         """Return a trial whose steps, those to come included, `run` has in common with it."""
-        for trial_id, steps in shared.items():
+        # The one that has most in common first.
+        for trial_id, steps in sorted(shared.items(), key=lambda item: -item[1]):
             leader = self.runs.get(trial_id)
             if leader is None or leader.following is not None or leader.is_over:
                 continue
@@ -227,10 +229,27 @@ class SharedBase:
     def _followers(self, run: TrialRun) -> list[TrialRun]:
         return [one for one in self.runs.values() if one.following is run and not one.is_over]
 
+    def _longer(self, run: TrialRun) -> str | None:
+        """Return a trial of which `run`, the whole of it, is the beginning: each step is done once for both."""
+        if run.following is not None:
+            return run.following.trial_id
+        total = run.spec.plan.total_steps
+        longer = [
+            one for one in self._followers(run) if one.shared_steps >= total and one.spec.plan.total_steps > total
+        ]
+        return max(longer, key=lambda one: one.spec.plan.total_steps).trial_id if longer else None
+
     def _separate(self, leader: TrialRun, followers: list[TrialRun]) -> None:
-        """Let followers go on by themselves from where the leader is."""
-        for run in followers:
+        """Let followers go on without their leader from where it is: the longest by itself, the others with it."""
+        leading: list[TrialRun] = []
+        for run in sorted(followers, key=lambda one: one.spec.plan.total_steps, reverse=True):
             run.following = None
+            common = {one.trial_id: shared_steps(one.spec, run.spec) for one in leading}
+            next_leader = self._leader(run, common)
+            if next_leader is not None:
+                run.following = next_leader
+                continue
+            leading.append(run)
             if leader.slot is not None and leader.progress.step:
                 self._parked[run.trial_id] = self.engine.state(leader.slot)
             elif leader.trial_id in self._parked:
@@ -430,7 +449,7 @@ class SharedBase:
         for run, rows, loss in zip(runs, predictions, losses, strict=True):
             value = estimate(self.metric, rows)
             for one in [one for one in self._group(run) if one.is_due]:
-                one.evaluated(value=value, loss=loss, seconds=seconds)
+                one.evaluated(value=value, loss=loss, seconds=seconds, prefix_of=self._longer(one))
                 self._save(one, _slot(run))
                 one.tell()
 

@@ -126,11 +126,14 @@ class TrialRun:
         """Let `leader` do this trial's steps from now on; those it has done so far are this trial's too."""
         assert not self.progress.step, "a trial follows from its first step"
         self.following = leader
+        for line in current_lines(leader.folder.metrics):
+            if line["kind"] == "step" and line["step"] <= leader.progress.step:
+                self._tracker.report({key: value for key, value in line.items() if key not in ("time", "attempt")})
         points = leader.progress.evaluations
         for count, result in enumerate(leader.results, start=1):
             self.progress.evaluations = points[:count]
             self.progress.step = result["step"]
-            self.results.append(self._written(result))
+            self.results.append(self._written({**result, "prefix_of": leader.trial_id}))
         self.training.restore(copy.deepcopy(leader.progress))
         self._event(f"its first steps are those of trial {leader.trial_id}")
 
@@ -157,8 +160,11 @@ class TrialRun:
             )
         self.is_due = training.plan.evaluates_at(self.progress.step)
 
-    def evaluated(self, *, value: Estimate, loss: float, seconds: float) -> None:
-        """Take an evaluation of the step just done; `tell` has it reported, once its checkpoint is written."""
+    def evaluated(self, *, value: Estimate, loss: float, seconds: float, prefix_of: str | None) -> None:
+        """Take an evaluation of the step just done; `tell` has it reported, once its checkpoint is written.
+
+        `prefix_of`: the trial whose first steps these are.
+        """
         self.is_due = False
         self._seconds += seconds
         self.training.evaluated(value=value.value, validation_loss=loss)
@@ -172,6 +178,7 @@ class TrialRun:
                 "validation_estimate": value.to_record(),
                 "validation_loss": loss,
                 "train_loss": self.progress.train_loss if self.progress.train_loss is not None else loss,
+                "prefix_of": prefix_of,
             }
         )
 
@@ -191,7 +198,6 @@ class TrialRun:
             "best_validation_loss": best.validation_loss if best else told["validation_loss"],
             "best_step": best.step if best else told["step"],
             "best_estimate": self._estimate_at(best.step, told) if best else told["validation_estimate"],
-            "prefix_of": self.following.trial_id if self.following else None,
             "warmup_steps": training.plan.schedule.warmup_steps,
             "seconds": self._seconds,
             "nonfinite": "",

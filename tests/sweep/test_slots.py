@@ -225,6 +225,7 @@ def test_trials_part_where_their_learning_rates_do(campaign: Campaign, tmp_path:
     assert follower.results[-1]["validation_loss"] == pytest.approx(own.results[-1]["validation_loss"], abs=1e-5)
     assert [one["step"] for one in follower.results] == [one["step"] for one in own.results]
     assert follower.best.step == own.best.step
+    assert np.allclose(losses(follower.folder), losses(own.folder), rtol=0, atol=1e-5)
 
 
 def test_who_follows_goes_on_alone_when_its_leader_is_stopped(campaign: Campaign, tmp_path: Path) -> None:
@@ -244,6 +245,26 @@ def test_who_follows_goes_on_alone_when_its_leader_is_stopped(campaign: Campaign
     own = alone.join(short, folder(tmp_path, "own"))
     finish(alone, [own])
     assert follower.results[-1]["validation_loss"] == pytest.approx(own.results[-1]["validation_loss"], abs=1e-5)
+
+
+def test_longer_trials_go_on_together_where_the_shortest_ends(campaign: Campaign, tmp_path: Path) -> None:
+    short, middle, long = (campaign.spec(*CONSTANT, f"train.epochs={epochs}") for epochs in (1, 2, 3))
+    base = campaign.base(slots=3)
+    first = base.join(short, folder(tmp_path, "short"))
+    runs = [first]
+    for spec, name in ((middle, "middle"), (long, "long")):
+        common = {run.trial_id: shared_steps(run.spec, spec) for run in runs}
+        runs.append(base.join(spec, folder(tmp_path, name), shared=common))
+    finish(base, runs)
+    assert [run.results[-1]["prefix_of"] for run in runs] == [long.trial_id, long.trial_id, None]
+    assert runs[1].following is runs[2]
+    assert runs[1].slot is None
+    alone = campaign.base(slots=3)
+    own = [alone.join(spec, folder(tmp_path / "own", spec.trial_id)) for spec in (short, middle, long)]
+    finish(alone, own)
+    for run, other in zip(runs, own, strict=True):
+        assert losses(run.folder) == pytest.approx(losses(other.folder), abs=1e-5)
+        assert run.best.step == other.best.step
 
 
 def test_label_smoothing_is_each_trials_own(campaign: Campaign, tmp_path: Path) -> None:
