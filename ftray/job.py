@@ -17,6 +17,7 @@ from pydantic import Field
 from ftray.artifacts import RunDirectory, digest_of, storage_place
 from ftray.config import Config
 from ftray.data.config import DataConfig, Source
+from ftray.endpoint import ServeConfig
 from ftray.evaluate.config import TASK_FILES, EvaluateConfig
 from ftray.jobfile import apply_sets, expand_path, read_yaml, resolve_path, validate
 from ftray.model.config import MethodConfig
@@ -73,6 +74,8 @@ class Job(Config):
     """Where the run happens."""
     sweep: SweepConfig | None = None
     """What `ftray sweep` searches; nothing to the other commands."""
+    serve: ServeConfig = ServeConfig()
+    """What `ftray serve` starts; nothing to the other commands."""
     tracking: list[TrackerName] = ["tensorboard"]
     """Dashboards that mirror metrics.jsonl."""
 
@@ -146,6 +149,7 @@ def _expand(content: dict[str, Any], *, base: Path, file: str, lines: dict[str, 
             for index, source in enumerate(value if isinstance(value, list) else [value]):
                 expand(source, "path", f"data.{name}.{index}.path" if isinstance(value, list) else f"data.{name}.path")
         expand(data.get("replay"), "path", "data.replay.path")
+    expand(content.get("serve"), "keys_file", "serve.keys_file")
     evaluate = content.get("evaluate")
     if isinstance(evaluate, dict) and isinstance(evaluate.get("general"), list):
         for index, probe in enumerate(evaluate["general"]):

@@ -18,7 +18,7 @@ JOBS = sorted((REPOSITORY / "jobs").glob("*/job*.yaml"))
 # From the bottom up; a room imports only rooms of the lines before its own, and those of its own line.
 ROOMS = [
     {"errors"},
-    {"config", "artifacts", "group", "jobfile", "presets", "space", "campaign"},
+    {"config", "artifacts", "group", "jobfile", "presets", "space", "campaign", "endpoint"},
     {"runs", "summary", "sweep_summary", "follow"},
     {"tracking", "data"},
     {"audit"},
@@ -27,10 +27,12 @@ ROOMS = [
     {"train"},
     {"job", "report", "ranges", "speed"},
     {"estimate", "model_card", "attempt", "sampling"},
+    {"registry"},
     {"finish"},
     {"work", "subject"},
     {"finetune", "reevaluation", "initialise", "audit_model"},
     {"sweep"},
+    {"serve"},
     {"check", "decide", "display", "quickstart"},
     {"cli"},
     {"__main__"},

@@ -1,0 +1,1 @@
+"""The endpoint: engines, the OpenAI-compatible API, experiments and their statistics."""
