@@ -74,14 +74,42 @@ class CommandLine(TyperGroup):
         return error
 
     def _usage(self, given: Sequence[str], problem: TyperException) -> InputError:
-        command = next((word for word in given if word in self.commands), None)
+        path, group = self._asked(given)
         return InputError(
             problem.format_message(),
             kind="usage",
             given=shlex.join(["ftray", *given]),
-            allowed=None if command else sorted(self.commands),
-            hint=f"ftray {command} --help lists its arguments and options." if command else "ftray --help",
+            allowed=sorted(group.commands) if group else None,
+            hint=shlex.join(["ftray", *path, "--help"]) + ("" if group else " lists its arguments and options."),
         )
+
+    def _asked(self, given: Sequence[str]) -> tuple[list[str], TyperGroup | None]:
+        """Return the words that name the command, as far as there is one, and the group that lacks the next word."""
+        path: list[str] = []
+        group: Any = self
+        for word in given:
+            if word in group.commands:
+                path.append(word)
+                group = group.commands[word]
+                if not isinstance(group, TyperGroup):
+                    return path, None
+        return path, group
+
+
+def command_group(help: str) -> typer.Typer:
+    """Return a command that has commands of its own (`ftray adapters list`); alone it prints its help.
+
+    Add it with `app.add_typer(group, name=...)`. Its commands return an Outcome, as all do.
+    """
+    group = typer.Typer(help=help, context_settings={"help_option_names": ["-h", "--help"]})
+
+    @group.callback(invoke_without_command=True)
+    def start(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            typer.echo(context.get_help())
+            raise typer.Exit
+
+    return group
 
 
 def _only(extra: dict[str, Any]) -> dict[str, Any]:
