@@ -48,6 +48,8 @@ class Ask:
     sampling: Sampling = field(default_factory=Sampling)
     deadline: float | None = None
     """Seconds since the epoch; an answer that is not done by then ends with DeadlinePassed."""
+    is_streamed: bool = True
+    """False: nobody sees the answer grow, so that it may come in one piece."""
     is_shadow: bool = False
     """Answers that nobody waits for: they wait for everybody else, and are the first to be shed."""
 
