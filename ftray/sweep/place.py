@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -11,6 +12,9 @@ PROCESS_BYTES = 700 * 2**20
 """A trainer without its base: Python, torch, transformers, the rows."""
 MEMORY_SHARE = 0.8
 """Of a node's memory that trainers may take; trials and batches need some, too."""
+MOST_SLOTS = 32
+WAVES = 2
+"""Trials run in so many waves at least, where later ones depend on earlier ones."""
 BYTES_PER_WEIGHT = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
@@ -38,3 +42,13 @@ def num_trainers(wanted: int | Literal["auto"], nodes: Sequence[Resources], *, b
     """Return how many trainers a campaign starts: no more than fit, than trials, or than the job says."""
     fitting = trainers_that_fit(nodes, base=base)
     return min(num_trials, fitting if wanted == "auto" else min(wanted, fitting))
+
+
+def most_slots(wanted: int | Literal["auto"], *, num_trials: int, workers: int, learns: bool) -> int:
+    """Return how many trials a trainer can hold: as many as the job says, else as many as could come to it.
+
+    `learns`: whether trials that have ended decide about others. These need some that have ended before they begin.
+    """
+    if wanted != "auto":
+        return wanted
+    return min(MOST_SLOTS, math.ceil(num_trials / workers / (WAVES if learns else 1)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +21,7 @@ from ftray.space import SweepConfig
 from ftray.sweep.actor import TrainerActor
 from ftray.sweep.client import PATIENCE_SECONDS, RETRY_SECONDS, SharedTrial
 from ftray.sweep.mode import BASE
-from ftray.sweep.place import num_trainers
+from ftray.sweep.place import most_slots, num_trainers
 from ftray.sweep.slot_state import export_adapter
 from ftray.sweep.trainer import TrainerOrder
 from ftray.train.launch import cluster_nodes, worker_environment
@@ -30,9 +29,6 @@ from ftray.train.launch import cluster_nodes, worker_environment
 START_CPU = 2
 START_GPU = 4
 """Slots that are measured first: fewer are never the fastest."""
-MOST_SLOTS = 32
-WAVES = 2
-"""Trials run in so many waves at least, where later ones depend on earlier ones."""
 SPARE_CALLS = 8
 """Calls a trainer answers at a time beside those of its clients, each of which waits in one."""
 THIN = {"node:__internal_head__": 0.001}
@@ -57,16 +53,13 @@ class SharedBases:
         """Start them and choose the slots with the `first` configurations of the campaign.
 
         `base`: its bytes. `family`: so many trials may be the beginning of one another; only one of them computes.
-        `learns`: whether
-        trials that have ended decide about others.
+        `learns`: whether trials that have ended decide about others.
         """
         nodes = cluster_nodes()
         gpus = any(float(node.get("GPU", 0)) for node in nodes)
         self.directory = directory
         self.workers = num_trainers(sweep.workers, nodes, base=base, num_trials=num_trials)
-        # A searcher or scheduler that learns from trials needs some that have ended before others begin.
-        most = math.ceil(num_trials / self.workers / (WAVES if learns else 1))
-        wanted = min(most, MOST_SLOTS) if sweep.slots == "auto" else sweep.slots
+        wanted = most_slots(sweep.slots, num_trials=num_trials, workers=self.workers, learns=learns)
         order = replace(order, slots=wanted, threads=None if gpus else 1)
         self.trainers = [
             _actor(order if index == 0 else replace(order, base_record=None), has_gpu=gpus)

@@ -14,6 +14,7 @@ from ray.tune.stopper import Stopper
 
 from ftray.campaign import State
 from ftray.space import Budget
+from ftray.sweep.spent import Amount
 from ftray.sweep.trial import RESULT_KEY
 from ftray.train.config import EarlyStopping
 from ftray.train.early_stopping import EvaluationPoint, should_stop
@@ -141,3 +142,11 @@ class BudgetStopper(RecordingStopper):
             self.reason = self._spelled
             self.reasons = dict.fromkeys(self._running, ("budget", self._spelled))
         return self.reason is not None
+
+
+def budget_stopper(budget: Budget | None, *, workers: int, spent: Amount) -> BudgetStopper | None:
+    """Return what ends a campaign that has `spent` so much of its budget already; None without one."""
+    if budget is None:
+        return None
+    before = spent.wall if budget.hours else spent.trainers
+    return BudgetStopper(budget, workers=workers, spent_before_seconds=before)

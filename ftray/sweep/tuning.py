@@ -22,7 +22,7 @@ from ftray.sweep.rungs import grace_tokens, most_tokens
 from ftray.sweep.schedulers import make_scheduler, replay
 from ftray.sweep.search import Planned, make_searcher
 from ftray.sweep.spent import Spent
-from ftray.sweep.stoppers import BudgetStopper, EarlyStopper, NonFinite
+from ftray.sweep.stoppers import EarlyStopper, NonFinite, budget_stopper
 from ftray.sweep.trial import TrialSpec
 from ftray.sweep.tune_config import SEED
 
@@ -44,7 +44,7 @@ class Search:
         plan = campaign.prepared.plan
         self._early = EarlyStopper(plan.early_stopping, higher_is_better=campaign.higher_is_better)
         self._nonfinite = NonFinite()
-        self._budget = _budget_stopper(campaign, mode, spent)
+        self._budget = budget_stopper(campaign.settings.budget, workers=mode.workers, spent=spent.now)
 
     @property
     def is_out_of_budget(self) -> bool:
@@ -202,11 +202,3 @@ class Search:
 
 def _value(result: TrialResult) -> float:
     return result.best.validation_accuracy if result.best else math.nan
-
-
-def _budget_stopper(campaign: Campaign, mode: Mode, spent: Spent) -> BudgetStopper | None:
-    budget = campaign.settings.budget
-    if budget is None:
-        return None
-    now = spent.now
-    return BudgetStopper(budget, workers=mode.workers, spent_before_seconds=now.wall if budget.hours else now.trainers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ftray.sweep.place import base_bytes, num_trainers, trainers_that_fit
+from ftray.sweep.place import base_bytes, most_slots, num_trainers, trainers_that_fit
 
 GIB = 2**30
 
@@ -23,3 +23,11 @@ def test_the_job_and_its_trials_limit_them_too() -> None:
     assert num_trainers("auto", nodes, base=0, num_trials=3) == 3
     assert num_trainers(2, nodes, base=0, num_trials=16) == 2
     assert num_trainers(99, nodes, base=0, num_trials=16) == 8
+
+
+def test_trials_that_learn_from_others_come_in_waves() -> None:
+    assert most_slots("auto", num_trials=16, workers=2, learns=False) == 8
+    assert most_slots("auto", num_trials=16, workers=2, learns=True) == 4
+    assert most_slots("auto", num_trials=3, workers=2, learns=True) == 1
+    assert most_slots("auto", num_trials=1000, workers=2, learns=True) == 32
+    assert most_slots(40, num_trials=4, workers=2, learns=True) == 40
