@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from ftray.errors import InputError, nearest
 
 VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
-LATER_SECTIONS = {"serve", "variant", "lora_plus_ratio", "accelerator_hours"}
+LATER_SECTIONS = {"variant", "lora_plus_ratio", "accelerator_hours"}
 """Sections of the contract whose part is not built yet."""
 
 

@@ -1,7 +1,7 @@
 """The endpoint's parts as their neighbours reach them: through handles of Ray Serve, which cross processes.
 
-A replica that dies in the middle of an answer is replaced by another one that is asked the same again: an answer depends
-on its prompt, adapter, sampling and seed only, so that it goes on where it was broken off.
+A replica that dies in the middle of an answer is replaced by another one that is asked the same again: an answer
+depends on its prompt, adapter, sampling and seed only, so that it goes on where it was broken off.
 """
 
 from __future__ import annotations
