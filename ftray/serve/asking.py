@@ -129,6 +129,10 @@ class UnknownAdapter(Exception):
     """No adapter of this digest is loaded."""
 
 
+class EngineLost(Exception):
+    """Whoever answered died, and nobody could take over: 503 before its first piece, an error event after it."""
+
+
 class Engine(Protocol):
     """Who answers. Errors that a caller can mend are InputError (400), with `path` naming the request's field."""
 
