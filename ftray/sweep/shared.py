@@ -125,7 +125,7 @@ class SharedBases:
         return {
             "notes": list(itertools.chain.from_iterable(state["notes"] for state in states)),
             "trainers": [
-                {key: state[key] for key in ("busy_seconds", "peak_memory_bytes", "limit")} for state in states
+                {key: state[key] for key in ("busy_seconds", "steps", "peak_memory_bytes", "limit")} for state in states
             ],
             "seconds_per_trial_step": {str(count): seconds for count, seconds in self.measured.items()},
         }

@@ -90,6 +90,8 @@ class SharedBase:
         self._labels = max(1, (LOGITS_GPU if is_gpu else LOGITS_CPU) // int(vocabulary.vocab_size))
         self._micro_batch: dict[str, int] = {}
         self.notes: list[str] = []
+        self.steps_made = 0
+        """Steps of trials that were computed; one that several have in common counts once."""
         self.base_answers: list[RowPrediction] | None = None
         self.wants_base = False
         """Whether the base is asked beside the next evaluation, into `base_answers`."""
@@ -302,6 +304,7 @@ class SharedBase:
             {_slot(step.run): step.inputs.learning_rate for step in finite},
             max_grad_norm={_slot(step.run): step.run.spec.plan.max_grad_norm for step in finite},
         )
+        self.steps_made += len(finite)
         seconds = time.perf_counter() - began
         for step in finite:
             self._advance(step, losses[step.run.trial_id], norms[_slot(step.run)], seconds=seconds)

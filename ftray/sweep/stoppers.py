@@ -6,7 +6,6 @@ Trials are known by the trial_id in their results; an evaluation that is reporte
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from ray.tune.stopper import Stopper
 
 from ftray.campaign import State
 from ftray.space import Budget
-from ftray.sweep.spent import Amount
+from ftray.sweep.spent import Spent
 from ftray.sweep.trial import RESULT_KEY
 from ftray.train.config import EarlyStopping
 from ftray.train.early_stopping import EvaluationPoint, should_stop
@@ -109,28 +108,15 @@ class BudgetStopper(RecordingStopper):
     It does not see what schedulers and other stoppers end: a reason of theirs comes before its own.
     """
 
-    def __init__(
-        self,
-        budget: Budget,
-        *,
-        workers: int,
-        spent_before_seconds: float = 0.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """`spent_before_seconds`: of the budget, by earlier attempts; each trainer's in accelerator hours."""
+    def __init__(self, budget: Budget, *, spent_seconds: Callable[[], float]) -> None:
+        """`spent_seconds`: of the budget so far, by all attempts; each trainer's in accelerator hours."""
         super().__init__()
         self._limit_seconds = (budget.hours or budget.accelerator_hours or 0.0) * SECONDS_PER_HOUR
-        self._each_second = 1 if budget.hours else workers
-        self._before, self._clock, self._started = spent_before_seconds, clock, clock()
+        self._spent_seconds = spent_seconds
         self._running: set[str] = set()
         unit = "hours" if budget.hours else "accelerator-hours"
         self._spelled = f"the campaign's budget of {self._limit_seconds / SECONDS_PER_HOUR:g} {unit} is spent"
         self.reason: str | None = None
-
-    @property
-    def spent_seconds(self) -> float:
-        """Of the budget, earlier attempts included."""
-        return self._before + (self._clock() - self._started) * self._each_second
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         ours = result[RESULT_KEY]
@@ -138,15 +124,15 @@ class BudgetStopper(RecordingStopper):
         return False
 
     def stop_all(self) -> bool:
-        if self.reason is None and self.spent_seconds >= self._limit_seconds:
+        if self.reason is None and self._spent_seconds() >= self._limit_seconds:
             self.reason = self._spelled
             self.reasons = dict.fromkeys(self._running, ("budget", self._spelled))
         return self.reason is not None
 
 
-def budget_stopper(budget: Budget | None, *, workers: int, spent: Amount) -> BudgetStopper | None:
-    """Return what ends a campaign that has `spent` so much of its budget already; None without one."""
+def budget_stopper(budget: Budget | None, spent: Spent) -> BudgetStopper | None:
+    """Return what ends a campaign when it has spent its budget; None without one."""
     if budget is None:
         return None
-    before = spent.wall if budget.hours else spent.trainers
-    return BudgetStopper(budget, workers=workers, spent_before_seconds=before)
+    by_clock = budget.hours is not None
+    return BudgetStopper(budget, spent_seconds=lambda: spent.now.wall if by_clock else spent.now.trainers)

@@ -250,6 +250,7 @@ class SharedBaseTrainer:
         return {
             "notes": list(self._base.notes),
             "busy_seconds": self._busy_seconds,
+            "steps": self._base.steps_made,
             "peak_memory_bytes": peak_memory_bytes(),
             "slots": self._base.bank.slots,
             "limit": self._base.limit,

@@ -44,7 +44,7 @@ class Search:
         plan = campaign.prepared.plan
         self._early = EarlyStopper(plan.early_stopping, higher_is_better=campaign.higher_is_better)
         self._nonfinite = NonFinite()
-        self._budget = budget_stopper(campaign.settings.budget, workers=mode.workers, spent=spent.now)
+        self._budget = budget_stopper(campaign.settings.budget, spent)
 
     @property
     def is_out_of_budget(self) -> bool:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sweep.campaign import configurations
 
+from ftray.artifacts import write_json
 from ftray.space import Budget
-from ftray.sweep.stoppers import BudgetStopper, EarlyStopper, NonFinite
+from ftray.sweep.spent import Amount, Spent
+from ftray.sweep.stoppers import EarlyStopper, NonFinite, budget_stopper
 from ftray.train.config import EarlyStopping
 from ftray.train.state import Training
 
@@ -89,10 +92,14 @@ def test_what_is_no_number_has_diverged() -> None:
     assert stopper.reasons == {"abc": ("diverged", "the loss at step 2 is nan")}
 
 
-def test_a_budget_by_the_clock_and_one_by_trainers() -> None:
+def test_a_budget_by_the_clock_and_one_by_trainers(tmp_path: Path) -> None:
     now = [100.0]
-    by_clock = BudgetStopper(Budget(hours=1), workers=4, clock=lambda: now[0])
-    by_trainers = BudgetStopper(Budget(accelerator_hours=1), workers=4, spent_before_seconds=600, clock=lambda: now[0])
+    write_json(tmp_path / "spent.json", {"wall_seconds": 0.0, "trainer_seconds": 600.0})
+    spent = Spent(tmp_path / "spent.json", began=100.0, clock=lambda: now[0])
+    spent.start_trainers(4)
+    by_clock, by_trainers = (budget_stopper(one, spent) for one in (Budget(hours=1), Budget(accelerator_hours=1)))
+    assert by_clock is not None
+    assert by_trainers is not None
     for stopper in (by_clock, by_trainers):
         assert not stopper("x", result(1))
         assert not stopper("y", {**result(1, finished=True), "trial": "done"})
@@ -101,7 +108,7 @@ def test_a_budget_by_the_clock_and_one_by_trainers() -> None:
     assert not by_trainers.stop_all()
     now[0] += 1
     assert by_trainers.stop_all()
-    assert by_trainers.spent_seconds == 3600
+    assert spent.now == Amount(wall=750, trainers=3600)
     assert by_trainers.reason is not None
     assert by_trainers.reasons == {"abc": ("budget", by_trainers.reason)}
     now[0] += 2850
