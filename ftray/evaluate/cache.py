@@ -7,10 +7,11 @@ Shapes: R rows, H heads, L tokens so far, D head size.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer
 
@@ -20,6 +21,14 @@ def reserved_cache(config: PretrainedConfig, capacity: int) -> DynamicCache:
     cache = DynamicCache(config=config)
     cache.layers = [ReservedLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def cache_argument(model: nn.Module) -> str:
+    """Return how the model's forward calls its cache: newer versions of transformers renamed it, and warn."""
+    from peft import PeftModel
+
+    asked = model.get_base_model() if isinstance(model, PeftModel) else model
+    return "cache" if "cache" in inspect.signature(asked.forward).parameters else "past_key_values"
 
 
 class ReservedLayer(DynamicLayer):

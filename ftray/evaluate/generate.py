@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ftray.errors import InputError
-from ftray.evaluate.cache import reserved_cache
+from ftray.evaluate.cache import cache_argument, reserved_cache
 from ftray.evaluate.likelihood import length_batches
 from ftray.evaluate.mode import Asking, ask_the_model, evaluating, keep_while_work_is_left
 
@@ -106,6 +106,7 @@ class _Batch:
         self.stops = stops
         width = max(len(answer.prompt) for answer in answers)
         self.cache = reserved_cache(model.config, width + max(answer.limit for answer in answers))
+        self.cached = {cache_argument(model): self.cache}
         padding = [width - len(answer.prompt) for answer in answers]
         rows = [[pad_token_id] * pad + list(answer.prompt) for answer, pad in zip(answers, padding, strict=True)]
         mask = [[0] * pad + [1] * (width - pad) for pad in padding]
@@ -121,9 +122,9 @@ class _Batch:
                 input_ids=self.input_ids,
                 attention_mask=self.mask,
                 position_ids=self.position_ids,
-                past_key_values=self.cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **self.cached,
             ).logits
         lengths = [len(answer.tokens) for answer in self.answers]
         self.input_ids = self.choose(indices, lengths, logits[:, -1])[:, None]
