@@ -17,7 +17,7 @@ from typer.exceptions import TyperException
 from ftray.artifacts import jsonable
 from ftray.cli.complaint import complain
 from ftray.cli.outcome import Outcome
-from ftray.cli.streams import chatter_on_stderr
+from ftray.cli.streams import answer_line, chatter_on_stderr
 from ftray.errors import FtrayError, InputError, Interrupted
 
 INTERRUPTED = 130
@@ -42,7 +42,9 @@ class CommandLine(TyperGroup):
             sys.exit(outcome.exit_code)
         if outcome is None:
             sys.exit(0)
-        if as_json:
+        if as_json and outcome.is_line:
+            answer_line(outcome.document)
+        elif as_json:
             _print_document(outcome.document)
         elif outcome.is_answer or "--quiet" not in given:
             _show(outcome)

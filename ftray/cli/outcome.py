@@ -21,3 +21,5 @@ class Outcome:
     exit_code: int = 0
     is_answer: bool = True
     """Whether the view is what was asked for, so that --quiet prints it, too."""
+    is_line: bool = False
+    """Whether the document is the last one of several lines."""
