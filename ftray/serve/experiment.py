@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import Field, model_validator
 
@@ -183,6 +183,12 @@ class Outcomes(Protocol):
 
     def report(self, name: str) -> dict[str, object]:
         """Return the `experiment report` of CONTRACT, from running sums: its cost does not grow with the units."""
+
+    def history(self, name: str) -> list[dict[str, Any]]:
+        """Return how the report's numbers stood each time the outcomes had grown by a few percent, the oldest first."""
+
+    def recompute(self, name: str) -> dict[str, object]:
+        """Return the report as the raw events give it; it equals `report`. Its cost grows with the units."""
 
     def close(self) -> None:
         """Write what is waiting and close."""
