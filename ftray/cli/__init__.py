@@ -14,9 +14,12 @@ import typer
 
 from ftray import __version__
 from ftray.cli.auditing import audit
+from ftray.cli.cluster import logs, status, stop, submit
 from ftray.cli.evaluation import evaluate
+from ftray.cli.experiments import experiment
 from ftray.cli.group import CommandLine
 from ftray.cli.records import report, runs
+from ftray.cli.serving import serve
 from ftray.cli.start import doctor, init, quickstart, schema
 from ftray.cli.sweeping import sweep
 from ftray.cli.training import check, train
@@ -61,8 +64,14 @@ app.command(rich_help_panel="Work")(check)
 app.command(rich_help_panel="Work")(train)
 app.command(rich_help_panel="Work")(sweep)
 app.command(rich_help_panel="Work")(evaluate)
+app.command(rich_help_panel="Serve")(serve)
+app.add_typer(experiment, name="experiment", rich_help_panel="Serve")
 app.command(rich_help_panel="Look")(runs)
 app.command(rich_help_panel="Look")(report)
+app.command(rich_help_panel="On a cluster")(submit)
+app.command(rich_help_panel="On a cluster")(status)
+app.command(rich_help_panel="On a cluster")(logs)
+app.command(rich_help_panel="On a cluster")(stop)
 
 
 def main() -> None:

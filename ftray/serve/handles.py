@@ -7,12 +7,14 @@ depends on its prompt, adapter, sampling and seed only, so that it goes on where
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayActorError, RayTaskError
 
-from ftray.serve.asking import AdapterSource, Ask, Engine, EngineState, Loaded, Piece
+from ftray.serve.asking import AdapterSource, Ask, Engine, EngineLost, EngineState, Loaded, Piece
+from ftray.serve.experiment import Outcomes
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -21,12 +23,11 @@ ATTEMPTS = 4
 """How many replicas are asked for one answer."""
 RETRY_SECONDS = 0.5
 """Before another replica is asked: Serve needs a moment to see that one is gone."""
+STORE_SECONDS = 10.0
+"""How long a call waits for a store that is being started again."""
+STORE_METHODS = frozenset(name for name in vars(Outcomes) if not name.startswith("_"))
 LOAD_SECONDS = 300.0
 """Longest time in which every replica must have loaded an adapter."""
-
-
-class EngineLost(Exception):
-    """Replicas died, one after the other, while they answered: 503."""
 
 
 class Progress:
@@ -156,3 +157,33 @@ def total_state(states: Sequence[EngineState]) -> EngineState:
         digests=tuple(sorted(everywhere)),
         **{name: sum(getattr(state, name) for state in states) for name in counts},
     )
+
+
+class StoreLost(Exception):
+    """The store of outcomes does not answer: 503. What was not acknowledged may be sent again with the same key."""
+
+
+class HandleOutcomes:
+    """The one writer of outcomes. Every call may be sent again: the store knows what it has by its keys."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+
+    def __getattr__(self, method: str) -> Any:
+        """Return a method of `Outcomes`, to be awaited."""
+        if method not in STORE_METHODS:
+            raise AttributeError(method)
+
+        async def call(*arguments: Any, **named: Any) -> Any:
+            deadline = time.monotonic() + STORE_SECONDS
+            while True:
+                try:
+                    return await self._handle.options(method_name="call").remote(method, arguments, named)
+                except RayActorError as error:
+                    if time.monotonic() > deadline:
+                        raise StoreLost("the store of outcomes does not come back") from error
+                    await asyncio.sleep(RETRY_SECONDS)
+                except RayTaskError as error:
+                    raise error.cause from None
+
+        return call

@@ -1,0 +1,153 @@
+"""Start an endpoint on Ray Serve, say when it is ready, and end it without breaking off an answer."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import serve
+
+from ftray.errors import FtrayError, InputError, RunError
+from ftray.serve.app import DRAIN_SECONDS, ENGINE, INGRESS, NAME, build_app
+from ftray.serve.plan import Serving, require_free_port
+
+POLL_SECONDS = 0.1
+SPARE_SECONDS = 30.0
+"""Beyond the deadline of an answer: before Serve's own proxy gives a request up, which the API does in time."""
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """An endpoint that answers."""
+
+    serving: Serving
+    models: list[str]
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return self.serving.url
+
+    def ready_record(self) -> dict[str, Any]:
+        """Return the first line that `ftray serve --json` prints."""
+        return {"event": "ready", "url": self.url, "models": self.models}
+
+
+@contextmanager
+def running(serving: Serving, *, say: Say = lambda text: None) -> Iterator[Running]:
+    """Serve inside this block; at its end answers under way have `DRAIN_SECONDS`.
+
+    Raises InputError `port_taken`, `no_cluster`, `not_live` (an adapter that answers as its base, or otherwise than its
+    fingerprint says), RunError where Serve could not start.
+    """
+    from ftray.train.launch import connect
+
+    require_free_port(serving.config)
+    say("Starting Ray Serve")
+    # Another cluster's Serve listens where it was told to when it was started.
+    started_here = connect()
+    try:
+        _start_proxy(serving)
+        gpus = float(ray.cluster_resources().get("GPU", 0)) > 0
+        app = build_app(serving, engine_cpus=_engine_cpus(serving), engine_gpus=1.0 if gpus else 0.0)
+        say(f"Loading {serving.base} and {len(serving.adapters)} adapters")
+        try:
+            serve.run(app, name=NAME, route_prefix="/")
+        except RuntimeError as error:
+            raise RunError(
+                f"the endpoint could not start: {_last_line(error)}",
+                kind="unknown",
+                given=serving.model,
+                hint="The replica's log says more: ray logs, or the folder serve/ of the Ray session.",
+            ) from error
+        try:
+            _require_live(serve.get_deployment_handle(ENGINE, NAME))
+            yield Running(serving=serving, models=_models(serving))
+        finally:
+            _drain(say)
+            serve.delete(NAME)
+    finally:
+        if started_here:
+            serve.shutdown()
+            ray.shutdown()
+
+
+def _start_proxy(serving: Serving) -> None:
+    config = serving.config
+    try:
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={
+                "host": config.host,
+                "port": config.port,
+                "request_timeout_s": config.deadline_seconds + SPARE_SECONDS,
+            },
+            logging_config={"log_level": "ERROR", "enable_access_log": False},
+        )
+    except RuntimeError as error:
+        raise RunError(
+            f"Ray Serve could not start: {_last_line(error)}",
+            kind="unknown",
+            given=serving.url,
+            hint="Look whether somebody else listens there; or take another port: --port N.",
+        ) from error
+
+
+def _engine_cpus(serving: Serving) -> float:
+    """Return the cores of one engine: all of a machine's, shared out; the others wait for it anyway."""
+    cpus = float(ray.cluster_resources().get("CPU", 1))
+    return max(1.0, float(int(cpus // serving.config.replicas))) if os.environ.get("RAY_ADDRESS") is None else 1.0
+
+
+def _require_live(engine: Any) -> None:
+    """Wait for every engine's base and adapters; raise what one of them was refused for."""
+    refused: dict[str, FtrayError] = {}
+    for one in engine.broadcast("start").results():
+        refused |= one
+    if not refused:
+        return
+    name, error = next(iter(refused.items()))
+    raise InputError(
+        f"{name.partition('@')[0]} cannot be served: {error.message}",
+        kind=error.kind,
+        given=sorted(refused),
+        allowed=error.allowed,
+        hint=error.hint or "Register it again, or serve others.",
+    )
+
+
+def _models(serving: Serving) -> list[str]:
+    from ftray.serve.client import Endpoint
+
+    key = os.environ.get("FTRAY_API_KEY")
+    if serving.config.keys_file is not None and key is None:
+        # Without a key the API tells nobody; what was loaded is known here.
+        names = [adapter.partition("@")[0] for adapter in serving.adapters]
+        return [serving.base, *(f"{serving.base}:{name}" for name in dict.fromkeys(names))]
+    with Endpoint(serving.url, key=key) as endpoint:
+        return [model["id"] for model in endpoint.get("/v1/models")["data"]]
+
+
+def _drain(say: Say) -> None:
+    """Close the door, and wait until nobody is inside."""
+    ingress = serve.get_deployment_handle(INGRESS, NAME)
+    deadline = time.monotonic() + DRAIN_SECONDS
+    try:
+        while (under_way := sum(ingress.broadcast("close").results(timeout_s=DRAIN_SECONDS))) > 0:
+            if time.monotonic() > deadline:
+                say(f"{under_way} answers are broken off")
+                return
+            time.sleep(POLL_SECONDS)
+    except (ray.exceptions.RayError, RuntimeError, TimeoutError) as error:
+        say(f"the endpoint could not be drained: {_last_line(error)}")
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,73 @@
+"""The API with its parts put together: the registry, the keys and the limits of one endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+
+from ftray.report.experiment_render import render_experiment
+from ftray.serve.api import make_api
+from ftray.serve.async_outcomes import AsyncOutcomes
+from ftray.serve.keys import Keyring
+from ftray.serve.limits import Limits
+from ftray.serve.local_catalogue import LocalCatalogue
+from ftray.serve.plan import Serving, source_of
+
+if TYPE_CHECKING:
+    from ftray.serve.handles import HandleEngine
+
+log = logging.getLogger(__name__)
+
+COUNT_SECONDS = 1.0
+"""How often the engines are asked for their counts, for /metrics."""
+
+
+def make_service(serving: Serving, engine: HandleEngine, outcomes: AsyncOutcomes) -> FastAPI:
+    """Return the application of an endpoint. Raises InputError for a file of keys that cannot be used."""
+    config = serving.config
+    registry = serving.registry()
+    catalogue = LocalCatalogue(
+        registry, engine, base=serving.base, base_digest=serving.base_digest, source_of=source_of
+    )
+    for adapter in serving.adapters:
+        catalogue.know(registry.resolve(adapter).record)
+    app = make_api(
+        engine=engine,
+        outcomes=outcomes,
+        catalogue=catalogue,
+        keys=Keyring(Path(config.keys_file) if config.keys_file is not None else None),
+        limits=Limits(deadline_seconds=config.deadline_seconds),
+        keep=config.keep_answers,
+        page=render_experiment,
+    )
+    inner = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(running: FastAPI) -> AsyncIterator[None]:
+        counting = asyncio.create_task(_count(engine))
+        try:
+            async with inner(running):
+                yield
+        finally:
+            counting.cancel()
+            await asyncio.gather(counting, return_exceptions=True)
+
+    app.router.lifespan_context = lifespan
+    return app
+
+
+async def _count(engine: HandleEngine) -> None:
+    """Keep the engines' counts fresh."""
+    while True:
+        try:
+            await engine.refresh()
+        except Exception:
+            # A replica that is being replaced says nothing; the others' counts are read again soon.
+            log.warning("the engines' counts could not be read", exc_info=True)
+        await asyncio.sleep(COUNT_SECONDS)
