@@ -119,7 +119,7 @@ class Tally:
         """Return the JSON form, without the spec."""
         return {
             "ratio": self.ratio.to_record(),
-            "centre": [self.centre.n, self.centre.total],
+            "centre": [self.centre.n, self.centre.value],
             "comparisons": {arm: comparison.to_record() for arm, comparison in self.comparisons.items()},
             "metrics": {
                 metric: {arm: moments.to_record() for arm, moments in by_arm.items()}
@@ -139,7 +139,7 @@ class Tally:
         return cls(
             spec=spec,
             ratio=SampleRatio.from_record(record["ratio"]),
-            centre=Centre(n=record["centre"][0], total=record["centre"][1]),
+            centre=Centre(n=record["centre"][0], value=record["centre"][1]),
             comparisons={arm: Comparison.from_record(one) for arm, one in record["comparisons"].items()},
             metrics={
                 metric: {arm: Moments.from_record(one) for arm, one in by_arm.items()}
