@@ -82,6 +82,8 @@ class ExperimentSpec(Config):
             raise ValueError(f"two arms are called {twice[0]!r}")
         if self.control not in [arm.name for arm in self.arms]:
             raise ValueError(f"control is {self.control!r}, which is none of the arms")
+        if self.metric in MEASURED:
+            raise ValueError(f"{self.metric!r} is measured, and no number from 0 to 1: make it a guardrail")
         require_propensities({arm.name: arm.weight for arm in self.arms}, self.minimum_propensity)
         return self
 
