@@ -33,12 +33,20 @@ ROOMS = [
     {"finetune", "reevaluation", "initialise", "audit_model"},
     {"sweep"},
     {"serve"},
+    {"submit"},
     {"check", "decide", "display", "quickstart"},
     {"cli"},
     {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 RAY_FILES = {
+    "serve/app.py",
+    "serve/handles.py",
+    "serve/run.py",
+    "submit/client.py",
+    "submit/contact.py",
+    "submit/sealed.py",
+    "submit/versions.py",
     "sweep/callback.py",
     "sweep/client.py",
     "sweep/per_trial.py",
