@@ -6,6 +6,7 @@ last bit, and so do a tally's JSON form and what is folded after it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,7 +93,7 @@ class Tally:
         """Return whether the history gets a point now, and wait for the next one if so."""
         if self.centre.n < self.next_point:
             return False
-        self.next_point = max(self.centre.n + 1, int(self.centre.n * GROWTH))
+        self.next_point = max(self.centre.n + 1, math.ceil(self.centre.n * GROWTH))
         return True
 
     def guardrail_interval(self, guardrail: Guardrail, arm: str) -> Interval | None:
