@@ -107,11 +107,13 @@ def make_api(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await _restore(catalogue, outcomes)
         housekeeping = asyncio.create_task(_keep_house(catalogue, outcomes))
-        yield
-        housekeeping.cancel()
-        await asyncio.gather(housekeeping, return_exceptions=True)
-        await tracker.background.drain(DRAIN_SECONDS)
-        await watch.close()
+        try:
+            yield
+        finally:
+            housekeeping.cancel()
+            await asyncio.gather(housekeeping, return_exceptions=True)
+            await tracker.background.drain(DRAIN_SECONDS)
+            await watch.close()
 
     app = FastAPI(
         title=TITLE,

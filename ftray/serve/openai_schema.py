@@ -18,9 +18,12 @@ SEED = 2**63
 UNIT_PATTERN = r"^[^\x00-\x1f\x7f]{1,256}$"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Only:
-    """Annotates a parameter that may only have the values that mean what happens anyway."""
+    """Annotates a parameter that may only have the values that mean what happens anyway.
+
+    Each is itself alone: typing keeps one of several equal annotations, and 0 equals False.
+    """
 
     values: tuple[JsonValue, ...]
 
