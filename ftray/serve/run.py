@@ -50,8 +50,8 @@ def running(serving: Serving, *, say: Say = lambda text: None) -> Iterator[Runni
 
     require_free_port(serving.config)
     say("Starting Ray Serve")
-    # Another cluster's Serve listens where it was told to when it was started.
     started_here = connect()
+    starts_serve = not serve.status().proxies
     try:
         _start_proxy(serving)
         gpus = float(ray.cluster_resources().get("GPU", 0)) > 0
@@ -68,13 +68,16 @@ def running(serving: Serving, *, say: Say = lambda text: None) -> Iterator[Runni
             ) from error
         try:
             _require_live(serve.get_deployment_handle(ENGINE, NAME))
+            if not starts_serve:
+                _require_reachable(serving)
             yield Running(serving=serving, models=_models(serving))
         finally:
             _drain(say)
             serve.delete(NAME)
     finally:
-        if started_here:
+        if starts_serve:
             serve.shutdown()
+        if started_here:
             ray.shutdown()
 
 
@@ -120,6 +123,24 @@ def _require_live(engine: Any) -> None:
         allowed=error.allowed,
         hint=error.hint or "Register it again, or serve others.",
     )
+
+
+def _require_reachable(serving: Serving) -> None:
+    """Raise InputError where the cluster's Serve, which was running before, listens elsewhere."""
+    from ftray.serve.client import Endpoint
+
+    try:
+        with Endpoint(serving.url) as endpoint:
+            endpoint.get("/healthz")
+    except InputError as error:
+        raise InputError(
+            f"Ray Serve runs on this cluster already, and does not listen at {serving.url}",
+            kind="serve_elsewhere",
+            given=serving.url,
+            allowed="the address that it was started with",
+            hint="Give its --host and --port, or end it: serve shutdown.",
+            path="serve.port",
+        ) from error
 
 
 def _models(serving: Serving) -> list[str]:

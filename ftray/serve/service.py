@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
-from ftray.report.experiment_render import render_experiment
 from ftray.serve.api import make_api
 from ftray.serve.async_outcomes import AsyncOutcomes
 from ftray.serve.keys import Keyring
@@ -44,7 +43,7 @@ def make_service(serving: Serving, engine: HandleEngine, outcomes: AsyncOutcomes
         keys=Keyring(Path(config.keys_file) if config.keys_file is not None else None),
         limits=Limits(deadline_seconds=config.deadline_seconds),
         keep=config.keep_answers,
-        page=render_experiment,
+        page=_page,
     )
     inner = app.router.lifespan_context
 
@@ -60,6 +59,13 @@ def make_service(serving: Serving, engine: HandleEngine, outcomes: AsyncOutcomes
 
     app.router.lifespan_context = lifespan
     return app
+
+
+def _page(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> str:
+    """Return a report as a page. What draws is loaded by the first who asks."""
+    from ftray.report.experiment_render import render_experiment
+
+    return render_experiment(report, history)
 
 
 async def _count(engine: HandleEngine) -> None:
