@@ -75,6 +75,17 @@ class Batcher:
         if row in self.rows:
             self._arrange([other for other in self.rows if other is not row], self.rows[: self.running])
 
+    def give_up(self) -> list[Row]:
+        """Forget all rows, and return them."""
+        rows = [*self.rows, *self.waiting, *self.shadows]
+        for row in rows:
+            row.ended = True
+        self.rows, self.running = [], 0
+        self.waiting.clear()
+        self.shadows.clear()
+        self.passes.cache.reserve(1, SMALLEST_COLUMNS, used_columns=0)
+        return rows
+
     def expired(self, now: float) -> list[Row]:
         """Cancel the rows whose deadline is over, and return them."""
         late = [
@@ -153,7 +164,7 @@ class Batcher:
         budget = self.prefill_tokens * (1 if self.running else AT_START)
         joining = list(enumerate(self.rows))[self.running :]
         bucket = _bucket(min(budget, joining[0][1].length - joining[0][1].cached))
-        chosen = []
+        chosen: list[tuple[int, Row]] = []
         for place, row in joining:
             size = min(budget, row.length - row.cached)
             if _bucket(size) == bucket and (not chosen or (len(chosen) + 1) * bucket <= budget):

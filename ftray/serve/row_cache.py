@@ -37,7 +37,7 @@ class RowCache:
         self.columns = 0
         self.layers = [None if shape is None else RowLayer(self, shape) for shape in shapes]
         # transformers asks a layer that keeps nothing for nothing, but counts it.
-        self.cache = Cache(layers=[layer or DynamicLayer() for layer in self.layers])  # type: ignore[no-untyped-call]
+        self.cache = Cache(layers=[layer or DynamicLayer() for layer in self.layers])
         sizes: dict[tuple[int, int], int] = {}
         for layer in self.layers:
             for key in layer.sizes if layer else ():

@@ -73,6 +73,8 @@ class Row:
     draw: Draw
     speech: Speech
     slot: int = BASE
+    is_streamed: bool = True
+    """False: it is said in one piece when it has ended."""
     is_shadow: bool = False
     deadline: float | None = None
     answer: list[int] = field(default_factory=list)
@@ -104,7 +106,7 @@ class Row:
             return self._end("stop", is_cut=True)
         if len(self.answer) == self.limit:
             return self._end("length")
-        return self.speech.piece()
+        return self.speech.piece() if self.is_streamed else None
 
     def _end(self, reason: FinishReason, *, is_cut: bool = False) -> Piece:
         self.ended = True

@@ -81,7 +81,7 @@ def choose(logits: Tensor, draws: Sequence[Draw]) -> list[Chosen]:
 def _sample(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
     """Draw from the whole distribution."""
     probabilities = _scaled(logits, draws).softmax(dim=-1)
-    return _pick(probabilities, draws).tolist()  # type: ignore[no-any-return]
+    return _pick(probabilities, draws).tolist()
 
 
 def _sample_cut(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
@@ -105,7 +105,7 @@ def _sample_cut(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
             break
         number = vocabulary
     probabilities.masked_fill_(above >= shares * total, 0.0)
-    return indices.gather(1, _pick(probabilities, draws)[:, None]).squeeze(1).tolist()  # type: ignore[no-any-return]
+    return indices.gather(1, _pick(probabilities, draws)[:, None]).squeeze(1).tolist()
 
 
 def _scaled(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
