@@ -77,10 +77,12 @@ def decide(
     proven = [one for one in challenges if one.largest_log_e >= needed]
     better = [one for one in proven if one.side > 0]
     if better:
-        return _challenger_wins(max(better, key=_estimate), better, control, margin)
+        return _challenger_wins(max(better, key=_estimate), better, control, margin=margin, needed=needed)
     if len(proven) == len(challenges):
         said = ", ".join(f"{one.arm} ({_points(one.difference)})" for one in challenges)
-        return Decision(verdict="winner", winner=control, reason=f"{control} is better than {said}.")
+        least = min(challenges, key=lambda one: one.largest_log_e)
+        reason = f"{control} is better than {said}; {_evidence(least, needed)}."
+        return Decision(verdict="winner", winner=control, reason=reason)
     if all(_is_within(one.difference, margin) for one in challenges):
         said = ", ".join(f"{one.arm} {_points(one.difference)}" for one in challenges)
         return Decision(
@@ -90,8 +92,10 @@ def decide(
     return Decision(verdict="collecting", reason=_so_far(challenges, control, needed))
 
 
-def _challenger_wins(best: Challenge, better: Sequence[Challenge], control: str, margin: float) -> Decision:
-    reason = f"{best.arm} is better than {control}: {_points(best.difference)}."
+def _challenger_wins(
+    best: Challenge, better: Sequence[Challenge], control: str, *, margin: float, needed: float
+) -> Decision:
+    reason = f"{best.arm} is better than {control}: {_points(best.difference)}; {_evidence(best, needed)}."
     others = [one.arm for one in better if one is not best]
     if others:
         reason += f" So {'is' if len(others) == 1 else 'are'} {', '.join(others)}; {best.arm} has the highest estimate."
@@ -109,6 +113,10 @@ def _so_far(challenges: Sequence[Challenge], control: str, needed: float) -> str
     if not said:
         return "No outcomes yet."
     return f"Not decided: {said}; a winner needs {exponential(needed):.4g}."
+
+
+def _evidence(one: Challenge, needed: float) -> str:
+    return f"the e-value has reached {exponential(one.largest_log_e):.3g}, and {exponential(needed):.4g} was needed"
 
 
 def _is_within(difference: Interval | None, margin: float) -> bool:
