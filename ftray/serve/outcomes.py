@@ -31,8 +31,8 @@ from ftray.serve.experiment import (
 )  # fmt: skip
 from ftray.serve.experiment_report import build_report
 from ftray.serve.outcomes_database import Connection, Database, Row, SqliteDatabase, database_of, lost
-from ftray.serve.outcomes_ledger import COLUMNS, Open, opened
 from ftray.serve.outcomes_replay import replay
+from ftray.serve.outcomes_state import COLUMNS, Open, opened
 from ftray.serve.outcomes_tables import prepare_tables
 from ftray.serve.outcomes_writer import Writer
 

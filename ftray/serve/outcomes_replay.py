@@ -7,7 +7,8 @@ from typing import Any
 
 from ftray.serve.experiment import Experiment, UnknownResponse
 from ftray.serve.outcomes_database import Connection, Database
-from ftray.serve.outcomes_ledger import COLUMNS, opened, pair_of
+from ftray.serve.outcomes_ledger import pair_of
+from ftray.serve.outcomes_state import COLUMNS, opened
 from ftray.serve.tally import Tally
 
 

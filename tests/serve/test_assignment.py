@@ -7,7 +7,7 @@ import itertools
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
@@ -90,6 +90,7 @@ def test_neighbouring_units_are_independent() -> None:
     assert abs(same - UNITS / 2) < 5 * math.sqrt(UNITS / 4)
 
 
+@settings(deadline=None)
 @given(
     unit=st.text(min_size=1),
     weights=st.lists(st.floats(min_value=0.2, max_value=5), min_size=2, max_size=6),
@@ -102,6 +103,7 @@ def test_the_same_unit_gets_the_same_arm(unit: str, weights: list[float], salt: 
     assert first.propensity == propensities(named)[first.arm]
 
 
+@settings(deadline=None)
 @given(unit=st.text(min_size=1), grown=st.floats(min_value=1, max_value=50))
 def test_a_first_arm_that_grows_loses_nobody(unit: str, grown: float) -> None:
     before, after = experiment({"red": 1.0, "blue": 1.0}), experiment({"red": grown, "blue": 1.0})

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import gammaln
 
@@ -33,6 +33,7 @@ def exact_e_value(fractions: list[float]) -> Fraction:
     return total / (2 * len(STAKES))
 
 
+@settings(deadline=None)
 @given(FRACTIONS)
 def test_the_e_value_is_the_exact_one(fractions: list[float]) -> None:
     bet, largest = Bet(), Fraction(1)
@@ -74,6 +75,7 @@ def test_the_mean_of_logarithms_does_not_overflow() -> None:
     assert log_mean([-1000.0, 0.0]) == pytest.approx(-math.log(2))
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.floats(min_value=0, max_value=1), st.sampled_from(["a", "b", "c"]), st.sampled_from([0, 1, 2])),
@@ -129,6 +131,7 @@ def test_the_sequence_is_where_the_mixture_martingale_reaches_one_over_alpha(n: 
     assert martingale == pytest.approx(1 / alpha, rel=1e-9)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(min_value=-1e3, max_value=1e3), min_size=1, max_size=50))
 def test_moments_are_those_of_the_values(values: list[float]) -> None:
     moments = Moments()
@@ -151,6 +154,7 @@ def test_right_answers_in_a_row_prove_little() -> None:
     assert difference.high > 0.02
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=60))
 def test_with_fixed_shares_the_sample_ratio_is_the_dirichlet_multinomial(arms: list[str]) -> None:
     shares = {"a": 0.5, "b": 0.3, "c": 0.2}
