@@ -32,6 +32,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 from bench_report import describe_machine, fill_readme  # noqa: E402  (the folder above is where benchmarks share it)
 from simulation import (  # noqa: E402
     FloatArray,
+    IntArray,
     Traffic,
     first_at_least,
     fractions,
@@ -186,7 +187,7 @@ def user_level(runs: int) -> list[dict[str, Any]]:
 
 def units_to_decide(setting: Setting, runs: int) -> dict[str, Any]:
     """Return how many experiments find the better arm, and after how many units of the smaller arm."""
-    decided, wrong, units, outcomes = 0, 0, [], []
+    decided, wrong, units, outcomes, unforgetting = 0, 0, [], [], []
     for traffic in blocks(setting, runs):
         log_e, up = log_e_values(fractions(traffic, 1)[1])
         at = first_at_least(log_e, math.log(1 / ALPHA))
@@ -196,16 +197,24 @@ def units_to_decide(setting: Setting, runs: int) -> dict[str, Any]:
         decided, wrong = decided + int(ahead.sum()), wrong + int((~ahead).sum())
         seen = np.cumsum(traffic.arm == 1, axis=1)
         units += [int(seen[row, at[row]]) if at[row] >= 0 else math.inf for row in range(len(at))]
-        outcomes += [int(one) + 1 if one >= 0 else math.inf for one in at]
+        outcomes += after(at)
+        log_e, _ = log_e_values(fractions(traffic, 1, None)[1])
+        unforgetting += after(first_at_least(log_e, math.log(1 / ALPHA)))
     return {
         **asdict(setting),
         "decided": decided,
         "wrong": wrong,
         "median_challenger_units": finite(np.median(units)),
         "median_outcomes": finite(np.median(outcomes)),
+        "median_outcomes_unforgetting": finite(np.median(unforgetting)),
         "ninety_percent_outcomes": finite(np.quantile(outcomes, 0.9, method="inverted_cdf")),
         "z_once_units_per_arm": z_units(*setting.rates),
     }
+
+
+def after(positions: IntArray) -> list[float]:
+    """Return how many events it took to reach each position; infinite for those that were not reached."""
+    return [int(one) + 1 if one >= 0 else math.inf for one in positions]
 
 
 def finite(number: float) -> int | None:
@@ -260,12 +269,12 @@ def ratio_alarms(name: str, shares: tuple[tuple[float, ...], ...], lost: float, 
     units = 2 * PER_ARM
     stages = np.array(shares)
     chances = stages[np.arange(units) * len(stages) // units]
-    alarms, peeking, after = 0, 0, []
+    alarms, peeking, seen_units = 0, 0, []
     for begin in range(0, runs, BLOCK):
         arm = draw_arms(chances, min(BLOCK, runs - begin), random, answering=(1.0, 1.0 - lost))
         at = first_at_least(ratio_log_e(arm, chances), math.log(ALARM))
         alarms += int((at >= 0).sum())
-        after += [int(one) + 1 if one >= 0 else math.inf for one in at]
+        seen_units += after(at)
         looks = np.linspace(0, units, LOOKS + 1).astype(int)[1:] - 1
         expected = np.cumsum(chances[:, 1])[looks]
         seen, n = np.cumsum(arm == 1, axis=1)[:, looks], looks + 1
@@ -274,7 +283,7 @@ def ratio_alarms(name: str, shares: tuple[tuple[float, ...], ...], lost: float, 
         )
     return {
         "name": name, "lost": lost, "runs": runs, "units": units, "alarms": alarms, "chi_square_peeking": peeking,
-        "median_units": finite(np.median(after)),
+        "median_units": finite(np.median(seen_units)),
     }  # fmt: skip
 
 
@@ -288,9 +297,8 @@ def votes(share: float, runs: int) -> dict[str, Any]:
         fraction = np.where(random.random(shape) < ties, 0.0, np.where(random.random(shape) < share, 1.0, -1.0))
         at.append(first_at_least(log_e_values(fraction)[0], math.log(1 / ALPHA)))
     found = np.concatenate(at)
-    after = np.where(found >= 0, found + 1.0, math.inf)
     return {"share": share, "ties": ties, "raters": raters, "shown": int((found >= 0).sum()),
-            "median_raters": finite(np.median(after))}  # fmt: skip
+            "median_raters": finite(np.median(after(found)))}  # fmt: skip
 
 
 if __name__ == "__main__":

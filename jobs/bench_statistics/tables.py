@@ -34,7 +34,8 @@ def tables(results: dict[str, Any]) -> list[Grid]:
             title="One arm is better: units until it is the winner",
             header=(
                 "rates", "traffic", "decided within 10,000 outcomes", "wrong way round",
-                "median units of the challenger", "median outcomes", "90 % decided after outcomes",
+                "median units of the challenger", "median outcomes",
+                "the same, centred on the mean of all", "90 % decided after outcomes",
                 "z-test planned for one look, per arm",
             ),
             rows=[
@@ -45,6 +46,7 @@ def tables(results: dict[str, Any]) -> list[Grid]:
                     str(one["wrong"]),
                     _number(one["median_challenger_units"]),
                     _number(one["median_outcomes"]),
+                    _number(one["median_outcomes_unforgetting"]),
                     _number(one["ninety_percent_outcomes"]),
                     _number(one["z_once_units_per_arm"]),
                 )
