@@ -29,6 +29,8 @@ from ftray.follow import following
 from ftray.job import LoadedJob, run_directory, run_id_of
 from ftray.model.base import identify, own_precision
 from ftray.prepare import Datasets
+from ftray.registry.registry import open_registry
+from ftray.registry.store import RECORD_FILE
 from ftray.tracking import require_trackers
 from ftray.train.batches import count_labels
 from ftray.train.checkpoint import find_checkpoints
@@ -70,10 +72,12 @@ def finetune(
     it; an interrupted one raises Interrupted after writing its result.
     """
     require_trackers(loaded.job.tracking)
+    require_registrable(loaded)
     run_id = run_id_of(loaded)
     run = run_directory(loaded, run_id)
     earlier = finished_result(run, loaded)
     if earlier is not None:
+        earlier = register(loaded, run, earlier)
         if not (run.report.exists() and run.diagnosis.exists()):
             write_report(run)
         return {**earlier, "reused": True}
@@ -96,6 +100,34 @@ def finetune(
         result = train_and_evaluate(loaded, prepared, display)
         write_json(run.result, result)
         write_report(run)
+        result = register(loaded, run, result)
+    return result
+
+
+def require_registrable(loaded: LoadedJob) -> None:
+    """Refuse, before anything is started, a name that the registry could not take at the end."""
+    if not loaded.smoke:
+        open_registry(loaded.storage).require_free(loaded.job.name)
+
+
+def register(loaded: LoadedJob, run: RunDirectory, result: dict[str, Any]) -> dict[str, Any]:
+    """Put a finished run's adapter, or model, into the registry; return result.json with its address, written.
+
+    Once for each registry; a smoke run is not for keeping. Raises RunError where the registry cannot be written: the
+    run stays finished, and the same command registers it.
+    """
+    if loaded.smoke or result["status"] not in FINISHED:
+        return result
+    registry, known = open_registry(loaded.storage), result.get("registered")
+    if known is not None and registry.has(known["name"], known["digest"]):
+        return result
+    if not (run.adapter / RECORD_FILE).is_file():
+        from ftray.work import describe_adapter
+
+        write_json(run.adapter / RECORD_FILE, describe_adapter(loaded, run, result))
+    registered = registry.put(run.adapter, read_json(run.adapter / RECORD_FILE))
+    result = {**result, "registered": {"name": registered.name, "digest": registered.digest}}
+    write_json(run.result, result)
     return result
 
 
@@ -294,6 +326,7 @@ def failed_outcome(status: str, error: FtrayError | None) -> dict[str, Any]:
         "test": None,
         "forgetting": None,
         "adapter": None,
+        "registered": None,
         "failure": {"kind": kind, "message": message, "given": error.given} if error else None,
     }
 

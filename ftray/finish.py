@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 from ftray.artifacts import RunDirectory, canonical_json_line, digest_files, write_json, write_text
 from ftray.data.collate import Layout, collate
-from ftray.data.tokenization import TokenizedExample
+from ftray.data.tokenization import Tokenization, TokenizedExample
 from ftray.errors import RunError
 from ftray.evaluate.compare import compare, predictions_lines
 from ftray.evaluate.config import EvaluateConfig
@@ -29,6 +29,10 @@ from ftray.model.base import identify, load_model
 from ftray.model.forward import label_logits
 from ftray.model.lora import base_only
 from ftray.model_card import model_card
+from ftray.registry.fingerprint import choose_probe, fingerprint
+from ftray.registry.probing import dtype_of, prefixes
+from ftray.registry.record import trained_record
+from ftray.registry.store import RECORD_FILE
 from ftray.selection import Candidate, Selection, select
 from ftray.train.checkpoint import Checkpoint, find_checkpoints, is_adapter, load_weights
 from ftray.train.engine import Engine
@@ -36,7 +40,7 @@ from ftray.train.loop import Validation, score, shared_base
 from ftray.train.state import Training
 
 PROBE_EXAMPLES = 4
-"""Examples whose logits must differ between base and tuned model."""
+"""Examples whose logits must differ between base and tuned model; one of their prefixes becomes the fingerprint's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +53,14 @@ class FinalTasks:
     """What the task's answers are compared with to find copies; empty where it is not known."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MadeWith:
+    """What the registry is told of a run's data."""
+
+    tokenization: Tokenization
+    data_digests: Mapping[str, str]
+
+
 def conclude(
     job: Job,
     run: RunDirectory,
@@ -58,12 +70,13 @@ def conclude(
     final: FinalTasks,
     *,
     run_id: str,
+    made_with: MadeWith,
 ) -> dict[str, Any]:
     """Choose, compare, export (collective). Returns the parts of result.json that come of it."""
     if training.progress.step == 0:
         raise RunError("no step was trained", kind="nothing_learned", hint="Check train.epochs and train.max_steps.")
     selection, chosen = choose(training, engine, validation, run.checkpoints, run_id=run_id)
-    difference = require_difference(engine, training.examples, validation.layout, model=job.model)
+    difference, mark = require_difference(engine, training.examples, validation.layout, model=job.model)
     base, tuned = evaluate_both(engine, final, validation, model=job.model)
     outcome: dict[str, Any] = {}
     if engine.group.rank == 0:
@@ -83,8 +96,20 @@ def conclude(
             tuned_digest=digest,
         )
         method = job.method.model_dump()
-        card = model_card(name=job.name, model=job.model, method=method, evaluation=evaluation, run_id=run_id)
-        publish(staged, run, card=card)
+        card = model_card(
+            name=job.name, model=job.model, method=method, evaluation=evaluation, origin=f"run {run_id[:12]}"
+        )
+        known = trained_record(
+            job,
+            staged,
+            made_by={"run_id": run_id},
+            tokenization=made_with.tokenization,
+            data_digests=made_with.data_digests,
+            evaluation=evaluation,
+            fingerprint=mark,
+            card=card,
+        )
+        publish(staged, run, card=card, record=known)
         outcome = summarise(run, evaluation, selection=record, digest=digest)
         outcome["max_abs_difference_from_base"] = difference
     gathered: dict[str, Any] = engine.group.gather(outcome)[0]
@@ -140,19 +165,25 @@ def answering_as_base(engine: Engine, model: str) -> Iterator[None]:
         engine.load_weights(tuned)
 
 
-def require_difference(engine: Engine, examples: Sequence[TokenizedExample], layout: Layout, *, model: str) -> float:
-    """Return the largest difference between tuned and base logits on some training rows (collective).
+def require_difference(
+    engine: Engine, examples: Sequence[TokenizedExample], layout: Layout, *, model: str
+) -> tuple[float, dict[str, Any]]:
+    """Return the largest difference between tuned and base logits on some training rows, and the fingerprint there.
 
-    Raises RunError `nothing_learned` when it is exactly 0: the adapter would be served as if it were there.
+    Collective. Raises RunError `nothing_learned` when the difference is exactly 0: the adapter would be served as if it
+    were there.
     """
-    batch = collate(list(examples[:PROBE_EXAMPLES]), layout).to(engine.device)
+    asked = list(examples[:PROBE_EXAMPLES])
+    batch = collate(asked, layout).to(engine.device)
     with evaluating(engine.model):
         tuned = label_logits(engine.model, batch).float()
         with answering_as_base(engine, model):
             base = label_logits(engine.model, batch).float()
     difference = float((tuned - base).abs().max())
     if difference > 0.0:
-        return difference
+        probes = prefixes(asked)
+        row = choose_probe(tuned, base, probes)
+        return difference, fingerprint(tuned[row], base[row], probes[row], dtype=dtype_of(engine.model))
     raise RunError(
         "the tuned model answers exactly as its base: nothing was learned, or the adapter is not applied",
         kind="nothing_learned",
@@ -175,9 +206,10 @@ def stage(checkpoint: Checkpoint, run: RunDirectory, *, tokenizer: Any, full: bo
     return staged
 
 
-def publish(staged: Path, run: RunDirectory, *, card: str) -> None:
-    """Make the staged folder RUN/adapter, whole: judged first, with its card in it."""
+def publish(staged: Path, run: RunDirectory, *, card: str, record: dict[str, Any]) -> None:
+    """Make the staged folder RUN/adapter, whole: judged first, with its card and what the registry will say in it."""
     write_text(staged / "README.md", card)
+    write_json(staged / RECORD_FILE, record)
     shutil.rmtree(run.adapter, ignore_errors=True)
     os.replace(staged, run.adapter)
 

@@ -7,8 +7,11 @@ from typing import Any
 from ftray import __version__
 
 
-def model_card(*, name: str, model: str, method: dict[str, Any], evaluation: dict[str, Any], run_id: str) -> str:
-    """Return the README of an exported adapter: what it is, how it was judged, how to load it."""
+def model_card(*, name: str, model: str, method: dict[str, Any], evaluation: dict[str, Any], origin: str) -> str:
+    """Return the README of an exported adapter: what it is, how it was judged, how to load it.
+
+    `origin`: the run or campaign it comes from.
+    """
     task = evaluation["tasks"][0]
     verdict = evaluation["verdict"]
     reasons = "\n".join(f"- {reason}" for reason in verdict["reasons"])
@@ -28,7 +31,7 @@ library_name: {"peft" if method["kind"] == "lora" else "transformers"}
 ---
 # {name}
 
-A {kind} of `{model}`, made by ftray {__version__} (run {run_id[:12]}).
+A {kind} of `{model}`, made by ftray {__version__} ({origin}).
 Verdict: **{verdict["decision"]}** on the {evaluation["split"]} split ({task["n"]} rows).
 
 {reasons}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ftray.artifacts import RunDirectory, digest_of
+from ftray.artifacts import RunDirectory, digest_of, read_json
 from ftray.attempt import resume, sole_worker, tracking
 from ftray.data.conversations import REPLAY
 from ftray.errors import InputError
@@ -25,12 +25,14 @@ from ftray.evaluate.config import LOWER_IS_BETTER
 from ftray.evaluate.expected_format import expected_format
 from ftray.evaluate.lm_eval import build_lm_eval_task
 from ftray.evaluate.tasks import Role, Task, build_task
-from ftray.finish import FinalTasks, conclude
+from ftray.finish import PROBE_EXAMPLES, FinalTasks, MadeWith, conclude
 from ftray.job import Job, LoadedJob
 from ftray.model.base import load_model, load_tokenizer, longest_example, own_device, recompute_activations
 from ftray.model.forward import layout_for
 from ftray.model.lora import attach_lora
 from ftray.prepare import Datasets, GateSettings, prepare
+from ftray.registry.probing import fingerprint_of_folder, prefixes
+from ftray.registry.record import trained_record
 from ftray.sampling import Precision, sampling_of
 from ftray.train.checkpoint import CheckpointWriter
 from ftray.train.engine import Engine, OptimizerSettings, TorchEngine
@@ -178,8 +180,16 @@ def work(order: WorkOrder, *, told: int, display: Report, datasets: Datasets | N
     with attempting(ready, display) as (training, report):
         clock = train_from(training, ready, report)
         run = RunDirectory(order.run)
+        made_with = MadeWith(tokenization=ready.datasets.tokenization, data_digests=ready.datasets.digests)
         evaluation = conclude(
-            order.loaded.job, run, training, ready.engine, ready.validation, ready.final, run_id=order.run_id
+            order.loaded.job,
+            run,
+            training,
+            ready.engine,
+            ready.validation,
+            ready.final,
+            run_id=order.run_id,
+            made_with=made_with,
         )
         clock.evaluate += clock.lap()
     return {**evaluation, **describe(training, ready.engine, clock), "data_digests": ready.datasets.digests}
@@ -257,6 +267,29 @@ def describe(training: Training, engine: Engine, clock: Clock) -> dict[str, Any]
         "optimizer_bytes_per_rank": engine.group.gather(engine.optimizer_bytes()),
         "workers_seen": engine.group.size,
     }
+
+
+def describe_adapter(loaded: LoadedJob, run: RunDirectory, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the registry's record of a run that ended before runs wrote one: its adapter is asked anew."""
+    job = loaded.job
+    datasets = prepare_data(loaded, audits=False)
+    fingerprint = fingerprint_of_folder(
+        run.adapter,
+        job.model,
+        kind="adapter" if job.method.kind == "lora" else "model",
+        probes=prefixes(datasets.train[:PROBE_EXAMPLES]),
+        precision=read_json(run.plan)["precision"],
+    )
+    return trained_record(
+        job,
+        run.adapter,
+        made_by={"run_id": result["run_id"]},
+        tokenization=datasets.tokenization,
+        data_digests=datasets.digests,
+        evaluation=read_json(run.evaluation),
+        fingerprint=fingerprint,
+        card=(run.adapter / "README.md").read_text(encoding="utf-8"),
+    )
 
 
 def reset_memory_peak() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,14 @@ fsspec.register_implementation("once", OnceFileSystem, clobber=True)
 
 def write_adapter(base: Path, folder: Path, *, seed: int, rank: int = 4, scale: float = 0.2, **config: Any) -> Path:
     """Write an ordinary PEFT folder with random factors, as PEFT writes it."""
-    model: Any = get_peft_model(
-        load_model(str(base)),  # type: ignore[arg-type]
-        LoraConfig(**{"task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 8, "target_modules": "all-linear", **config}),  # type: ignore[arg-type]
-    )
+    model: Any = load_model(str(base))
+    settings: dict[str, Any] = {
+        "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 8, "target_modules": "all-linear",
+        "fan_in_fan_out": hasattr(model, "transformer"), **config,
+    }  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        model = get_peft_model(model, LoraConfig(**settings))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

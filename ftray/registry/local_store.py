@@ -84,7 +84,7 @@ class LocalStore:
         path = self._folder(name, digest) / RECORD_FILE
         try:
             return dict(read_json(path))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def records(self, name: str | None = None) -> list[dict[str, Any]]:
@@ -116,7 +116,7 @@ class LocalStore:
     def alias(self, name: str) -> dict[str, Any] | None:
         try:
             return dict(read_json(self._alias(name)))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def aliases(self) -> dict[str, dict[str, Any]]:

@@ -231,7 +231,7 @@ def test_a_read_only_storage_is_bad_input(job_folder: Path, ftray: Command) -> N
 
 def test_the_checkpoints_of_another_job_are_left_alone(job_folder: Path, ftray: Command) -> None:
     assert ftray("train", "job.yaml", "--set", "train.max_steps=1", "--quiet").exit_code == 0
-    (run,) = (job_folder / "runs").iterdir()
+    (run,) = (job_folder / "runs").glob("boxes-*")
     (run / "result.json").unlink()
     (manifest,) = run.glob("checkpoints/*/manifest.json")
     record = json.loads(manifest.read_text())
