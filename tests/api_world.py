@@ -15,7 +15,6 @@ import httpx
 from fastapi import FastAPI
 from registry_world import record_of, write_files
 
-from ftray.endpoint import KeepAnswers
 from ftray.errors import InputError
 from ftray.registry.registry import Registry, open_registry
 from ftray.serve.api import make_api
@@ -34,7 +33,6 @@ from ftray.serve.asking import (
 from ftray.serve.async_outcomes import AsyncOutcomes, ThreadedOutcomes
 from ftray.serve.catalogue import fingerprint
 from ftray.serve.keys import Keyring
-from ftray.serve.limits import Limits
 from ftray.serve.local_catalogue import LocalCatalogue
 from ftray.serve.outcomes import Store, open_outcomes
 from ftray.serve.plan import source_of
@@ -162,6 +160,10 @@ class World:
         self.digests[name] = digest
         return digest
 
+    def fresh_catalogue(self) -> LocalCatalogue:
+        """Return a catalogue that knows of nothing loaded, as after a start."""
+        return LocalCatalogue(self.registry, self.engine, base=BASE, base_digest=BASE_DIGEST, source_of=source_of)
+
     async def serve(self, *names: str) -> None:
         """Register adapters where they are not, and load them."""
         for name in names:
@@ -203,9 +205,7 @@ async def world(folder: Path, **engine: Any) -> AsyncIterator[World]:
     catalogue = LocalCatalogue(registry, words, base=BASE, base_digest=BASE_DIGEST, source_of=source_of)
     outcomes = ThreadedOutcomes(store)
     try:
-        yield World(
-            folder=folder, registry=registry, store=store, engine=words, outcomes=outcomes, catalogue=catalogue
-        )
+        yield World(folder=folder, registry=registry, store=store, engine=words, outcomes=outcomes, catalogue=catalogue)
     finally:
         await outcomes.close()
 

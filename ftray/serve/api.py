@@ -176,7 +176,8 @@ def make_api(
 
 
 async def _restore(catalogue: Catalogue, outcomes: AsyncOutcomes) -> None:
-    """Load what the running experiments ask, as they fixed it when they began."""
+    """Know where the aliases point, and load what the running experiments ask, as they fixed it when they began."""
+    await catalogue.refresh()
     for experiment in await outcomes.experiments():
         if experiment.status != "running":
             continue

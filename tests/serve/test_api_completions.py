@@ -93,7 +93,11 @@ def test_messages_reach_the_template_as_templates_know_them(tmp_path: Path) -> N
         call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"where": "Bonn"}'}}
         messages = [
             {"role": "developer", "content": "Be short."},
-            {"role": "user", "content": [{"type": "text", "text": "One"}, {"type": "text", "text": "two"}], "name": "a"},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "One"}, {"type": "text", "text": "two"}],
+                "name": "a",
+            },
             {"role": "assistant", "content": None, "tool_calls": [call]},
             {"role": "tool", "content": "rain", "tool_call_id": "c1"},
         ]
@@ -168,11 +172,13 @@ def test_the_same_parameters_pass_where_they_say_what_is_so_anyway(tmp_path: Pat
     tell(tmp_path, story)
 
 
+USER = {"role": "user", "content": "x"}
+IMAGE = {"role": "user", "content": [{"type": "image_url"}]}
 WRONG: list[tuple[str, dict[str, Any], str | None, str]] = [
     ("unknown", {"colour": "red"}, "colour", "unknown_parameter"),
-    ("nested", {"messages": [{"role": "user", "content": "x", "colour": 1}]}, "messages[0].colour", "unknown_parameter"),
+    ("nested", {"messages": [USER | {"colour": 1}]}, "messages[0].colour", "unknown_parameter"),
     ("missing", {"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),
-    ("image", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type", "invalid_value"),
+    ("image", {"messages": [IMAGE]}, "messages[0].content[0].type", "invalid_value"),
     ("role", {"messages": [{"role": "wizard", "content": "x"}]}, "messages[0]", "invalid_value"),
     ("no messages", {"messages": []}, "messages", "invalid_value"),
     ("temperature", {"temperature": 3}, "temperature", "invalid_value"),
