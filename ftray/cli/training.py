@@ -26,6 +26,10 @@ Fresh = Annotated[
 Attempt = Annotated[
     str | None, typer.Option("--attempt", metavar="ID", help="Go on with the run that an earlier --fresh made.")
 ]
+ExpectId = Annotated[
+    str | None,
+    typer.Option("--expect-id", hidden=True, help="Set by ftray submit: the id that what is read here must have."),
+]
 Decide = Annotated[
     bool,
     typer.Option("--decide", help="Also ask the base and run a smoke run, to say whether fine-tuning is worth it."),
@@ -46,6 +50,7 @@ def train(
     gate: Gate = False,
     fresh: Fresh = False,
     attempt: Attempt = None,
+    expect_id: ExpectId = None,
     storage: Storage = None,
     quiet: Quiet = False,
     json: Json = False,
@@ -54,11 +59,17 @@ def train(
 
     The same job again is the same run: it goes on where it was, or prints the result it has.
     """
-    from ftray.job import load_job
+    from ftray.job import load_job, run_id_of
 
     quieten_libraries()
     salt = new_attempt() if fresh else attempt
+    if expect_id is not None:
+        from ftray.submit.arrival import arrive, require_identity
+
+        job = arrive(job)
     loaded = load_job(job, sets=sets or (), storage=storage, smoke=smoke, attempt_salt=salt)
+    if expect_id is not None:
+        require_identity(run_id_of(loaded), expect_id)
     result = _fine_tune(loaded, quiet=quiet)
 
     def show(console: Any) -> None:

@@ -22,6 +22,7 @@ from ftray.artifacts import read_json, write_json
 from ftray.errors import FAILURE_KINDS, OUT_OF_MEMORY_HINT, FtrayError, InputError, RunError, is_out_of_memory
 from ftray.train.memory import MALLOC_ENVIRONMENT
 from ftray.train.plan import Plan
+from ftray.train.secrecy import secret_names
 
 OBJECT_STORE_BYTES = 300 * 2**20
 """Embedded Ray's object store: records and results pass through it, never weights or data."""
@@ -203,8 +204,12 @@ def _resources(plan: Plan) -> dict[str, float]:
 
 
 def passed_on() -> dict[str, str]:
-    """Return the environment of this process that workers get, wherever they are."""
+    """Return the environment of this process that workers get, wherever they are.
+
+    Not the secrets of a submitted job: what is passed here can be listed, and its workers have them already.
+    """
     passed = {name for name in os.environ if name in PASSED_ON or name.startswith(PASSED_PREFIXES)}
+    passed -= secret_names(os.environ)
     if os.environ.get("RAY_ADDRESS") is None and "PATH" in os.environ:
         # Another machine has its own, and would not find its programs with this one.
         passed.add("PATH")

@@ -1,0 +1,94 @@
+"""How submissions stand: what the cluster says of them, and how far their runs are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ftray.artifacts import RunDirectory, read_json
+from ftray.campaign import SweepDirectory
+from ftray.errors import InputError
+from ftray.submit.client import Cluster, Node
+from ftray.submit.progress import Progress, run_progress, said_so_far, sweep_progress
+from ftray.submit.submission import Submission
+
+
+def stand(cluster: Cluster, submission: Submission, *, mounted: str | None = None) -> dict[str, Any]:
+    """Return the `ftray/status/1` record of a submission. `mounted`: where the storage is here, if elsewhere."""
+    there = Path(submission.metadata.get("path", ""))
+    folder = there if mounted is None else Path(mounted) / there.name
+    result = _result(submission, folder)
+    return {
+        "schema": "ftray/status/1",
+        "run_id": submission.run_id,
+        "submission_id": submission.id,
+        "state": submission.state,
+        "kind": submission.kind,
+        "name": submission.name,
+        "attempt": submission.attempt,
+        "smoke": submission.metadata.get("smoke") == "true",
+        **progress(cluster, submission, folder).to_record(),
+        "exit_code": None if submission.is_live else submission.code,
+        "message": _message(submission),
+        "status": result.get("status"),
+        "verdict": result.get("verdict"),
+        "path": str(there),
+        "labels": submission.labels,
+        "submitted_at": submission.submitted_at,
+        "ended_at": submission.ended_at,
+        "address": cluster.address,
+    }
+
+
+def progress(cluster: Cluster, submission: Submission, folder: Path) -> Progress:
+    """Return how far a submission is: by its folder, where that is here, else by its log."""
+    if submission.state == "queued":
+        return Progress()
+    if (folder / "job.json").is_file():
+        try:
+            if submission.kind == "sweep":
+                return sweep_progress(SweepDirectory(folder))
+            return run_progress(RunDirectory(folder))
+        except (InputError, KeyError):
+            pass  # a record that is not what it should be says less than the log
+    return said_so_far(cluster.log(submission.id).splitlines())
+
+
+def _result(submission: Submission, folder: Path) -> dict[str, Any]:
+    """Return status and verdict of the work, where its folder is here and this submission has ended."""
+    file = folder / ("sweep.json" if submission.kind == "sweep" else "result.json")
+    if submission.is_live or not file.is_file():
+        return {}
+    record = read_json(file)
+    verdict = record.get("verdict")
+    return {"status": record["status"], "verdict": verdict["decision"] if isinstance(verdict, dict) else verdict}
+
+
+def _message(submission: Submission) -> str:
+    """Return the end of what the cluster says of a submission: for a failed one, the end of its log."""
+    lines = [line for line in submission.message.splitlines() if line.strip()]
+    if submission.state == "failed":
+        errors = [line for line in lines if line.startswith("error: ")]
+        return (errors or lines[-1:] or [""])[-1].strip()
+    return lines[0].strip() if lines else ""
+
+
+def stand_all(cluster: Cluster, *, mounted: str | None = None) -> dict[str, Any]:
+    """Return the cluster and all of ftray's submissions, the newest first."""
+    nodes = cluster.nodes()
+    return {
+        "schema": "ftray/status-list/1",
+        "address": cluster.address,
+        "cluster": describe_nodes(nodes),
+        "submissions": [stand(cluster, one, mounted=mounted) for one in reversed(cluster.submissions())],
+    }
+
+
+def describe_nodes(nodes: Sequence[Node]) -> dict[str, Any]:
+    """Return what a cluster has."""
+    return {
+        "nodes": len(nodes),
+        "cpus": sum(node.cpus for node in nodes),
+        "gpus": sum(node.gpus for node in nodes),
+    }
