@@ -37,7 +37,7 @@ class EngineReplica:
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
         self._registry = serving.registry()
-        self._engine = make_engine(serving)
+        self._engine: Engine
         self._refused: dict[str, FtrayError] = {}
         self._loading: dict[str, asyncio.Task[Loaded]] = {}
         self._is_up = asyncio.Lock()
@@ -47,6 +47,8 @@ class EngineReplica:
         """Load base and adapters, once; return the adapters that were refused, with the reason."""
         async with self._is_up:
             if not self._started:
+                # Not in the constructor: what is wrong would come out as a replica that Serve starts again and again.
+                self._engine = make_engine(self._serving)
                 await self._engine.start()
                 for source in self._serving.sources(self._registry):
                     try:
@@ -85,10 +87,12 @@ class EngineReplica:
 
     async def unload(self, digest: str) -> None:
         """Forget an adapter."""
+        await self.start()
         await self._engine.unload(digest)
 
     async def state(self) -> EngineState:
         """Return the counts."""
+        await self.start()
         return self._engine.state()
 
 

@@ -109,10 +109,15 @@ def _engine_cpus(serving: Serving) -> float:
 
 
 def _require_live(engine: Any) -> None:
-    """Wait for every engine's base and adapters; raise what one of them was refused for."""
+    """Wait for every engine's base and adapters; raise what one of them could not start or was refused for."""
     refused: dict[str, FtrayError] = {}
-    for one in engine.broadcast("start").results():
-        refused |= one
+    try:
+        for one in engine.broadcast("start").results():
+            refused |= one
+    except ray.exceptions.RayTaskError as error:
+        if not isinstance(error.cause, FtrayError):
+            raise
+        raise error.cause from None
     if not refused:
         return
     name, error = next(iter(refused.items()))
