@@ -26,29 +26,43 @@ STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 def quickstart(storage: Storage = None, quiet: Quiet = False, json: Json = False) -> Outcome:
-    """See the whole story offline in minutes: make a small model and a task, train, compare, sweep, report."""
+    """See the whole story offline in minutes: make a small model and a task, train, compare, sweep, report, serve."""
     quieten_libraries()
     from ftray.display import open_display
     from ftray.runs import storage_folder
 
     with interruptible(), open_display(quiet=quiet, metric="exact_match") as display:
-        from ftray.quickstart.run import then_sweep, train_first
+        from ftray.quickstart.run import document, then_serve, then_sweep, train_first
 
         told = train_first(storage_folder(storage), say=display.say, display=display, on_plan=display.on_plan)
     from ftray.sweep.leaderboard import open_leaderboard
 
     with interruptible(), open_leaderboard(quiet=quiet, metric="exact_match") as board:
-        document = then_sweep(told, display=board)
+        campaign = then_sweep(told, display=board)
+    with interruptible():
+        served = then_serve(told, say=lambda text: None if quiet or json else typer.echo(f"{text} ...", err=True))
+    record = document(told, campaign, served)
 
     def show(console: Any) -> None:
         from ftray.summary import show_pairs, show_result
         from ftray.sweep_summary import show_sweep
 
-        show_result(document["result"], console, command="ftray quickstart")
-        show_sweep(document["campaign"], console, command=f"ftray sweep {told.job_file}")
-        show_pairs({"took": f"{document['seconds']:.0f} s", "your data": YOUR_DATA, "then": YOUR_JOB}, console)
+        show_result(record["result"], console, command="ftray quickstart")
+        show_sweep(campaign, console, command=f"ftray sweep {told.job_file}")
+        show_pairs(
+            {
+                "asked": served["asked"],
+                "the base": served["base"].strip(),
+                "the adapter": f"{served['tuned'].strip()} (right: {served['expected']})",
+                "took": f"{record['seconds']:.0f} s",
+                "your data": YOUR_DATA,
+                "then": YOUR_JOB,
+                "serve it": f"ftray serve {told.job_file}",
+            },
+            console,
+        )
 
-    return Outcome(document=document, show=show, is_answer=False)
+    return Outcome(document=record, show=show, is_answer=False)
 
 
 def init(

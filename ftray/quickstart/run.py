@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ LEAST_TUNED = 0.80
 LEAST_PROBE = 0.80
 """What is claimed: the base cannot do the task, the tuned model can, and the base is good at something else."""
 SPACE: dict[str, Any] = {"rank": [4, 16], "learning_rate": [5e-4, 2e-3]}
+MOST_TOKENS = 12
+"""Of an answer: the labels are short."""
 Say = Callable[[str], None]
 
 
@@ -33,6 +37,7 @@ class Told:
     """The first half of the story."""
 
     job_file: Path
+    test_file: Path
     storage: Path
     started: float
     result: dict[str, Any]
@@ -57,11 +62,11 @@ def train_first(storage: Path, *, say: Say, display: Display, on_plan: Callable[
     say(f"The job: {job_file}")
     result = finetune(load_job(job_file, storage=str(storage)), display=display, on_plan=on_plan)
     require_claims(result)
-    return Told(job_file=job_file, storage=storage, started=started, result=result)
+    return Told(job_file=job_file, test_file=files.test, storage=storage, started=started, result=result)
 
 
 def then_sweep(told: Told, *, display: SweepDisplay) -> dict[str, Any]:
-    """Search around the job that has just been trained; return the document `--json` prints."""
+    """Search around the job that has just been trained; return sweep.json."""
     from ftray.sweep.run import sweep
 
     record = sweep(load_job(told.job_file, storage=str(told.storage)), display=display)
@@ -71,18 +76,59 @@ def then_sweep(told: Told, *, display: SweepDisplay) -> dict[str, Any]:
             kind="unknown",
             hint=f"Look at {record['path']}/trials.jsonl.",
         )
+    return record
+
+
+def then_serve(told: Told, *, say: Say) -> dict[str, Any]:
+    """Serve base and adapter, and ask both one of the test rows; return what they were asked and said.
+
+    Raises RunError when both say the same: the adapter would not be there.
+    """
+    from ftray.serve.app import with_config
+    from ftray.serve.client import Endpoint
+    from ftray.serve.plan import serving_of_job
+    from ftray.serve.run import running
+
+    serving = with_config(serving_of_job(load_job(told.job_file, storage=str(told.storage))), port=_free_port())
+    row = json.loads(told.test_file.read_text(encoding="utf-8").splitlines()[0])
+    asked = PROMPT.format(**row)
+    with running(serving, say=say) as endpoint, Endpoint(endpoint.url) as client:
+        body = {"messages": [{"role": "user", "content": asked}], "temperature": 0, "max_tokens": MOST_TOKENS}
+        answers = [
+            client.post("/v1/chat/completions", {"model": model, **body})["choices"][0]["message"]["content"]
+            for model in (serving.base, f"{serving.base}:{told.result['name']}")
+        ]
+    if answers[0] == answers[1]:
+        raise RunError(
+            f"base and adapter answer the same behind the endpoint: {answers[0]!r}",
+            kind="unknown",
+            given=asked,
+            hint="This is a bug in ftray or in this installation: `ftray doctor` shows the versions.",
+        )
+    return {"asked": asked, "expected": COMPLETION.format(**row), "base": answers[0], "tuned": answers[1]}
+
+
+def document(told: Told, campaign: dict[str, Any], served: dict[str, Any]) -> dict[str, Any]:
+    """Return what `--json` prints at the end of the story."""
     result = told.result
     return {
         "seconds": time.perf_counter() - told.started,
         "run": result["path"],
-        "sweep": record["path"],
+        "sweep": campaign["path"],
         "report": str(Path(result["path"]) / "report.html"),
         "base": result["test"]["base"]["value"],
         "tuned": result["test"]["tuned"]["value"],
-        "served": None,
+        "served": served,
         "result": result,
-        "campaign": record,
+        "campaign": campaign,
     }
+
+
+def _free_port() -> int:
+    """Return a port that nobody listens at now: the story must not fail for somebody else's server."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def display_pretraining(say: Say, step: int, steps: int, loss: float) -> None:
@@ -109,7 +155,7 @@ def job_text(base: Path, files: TaskFiles) -> str:
         "method": {"kind": "lora", "rank": 16, "alpha": 32},
         "train": {"learning_rate": 2e-3, "epochs": 2},
         "evaluate": {
-            "task": {"metric": "exact_match", "max_new_tokens": 12},
+            "task": {"metric": "exact_match", "max_new_tokens": MOST_TOKENS},
             "general": [
                 {
                     "name": "world-facts",
