@@ -8,7 +8,7 @@ Shapes: K runs of t tokens, n tokens of slots in a batch of T; the base's tokens
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ class Route:
     fill: Tensor  # [K*t] index into T; padding repeats a token of its own run, so that another slot's NaN stays away
     num_tokens: int
     dropout: Mapping[int, int]
+    picked: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+    """A' [K, in, r], B' [K, r, out] and scale [K, 1, 1] of layers by their index, where a forward pass has left them."""
 
     def spread(self, x: Tensor) -> Tensor:
         """[T, C] -> [K, t, C]."""

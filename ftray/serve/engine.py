@@ -126,7 +126,7 @@ class BankEngine(Engine):
         return EngineState(
             digests=tuple(self._residents),
             running=sum(len(batcher.rows) for batcher in batchers),
-            waiting=len(self._tickets) - sum(len(batcher.rows) for batcher in batchers),
+            waiting=max(0, len(self._tickets) - sum(len(batcher.rows) for batcher in batchers)),
             slots=sum(batcher.slots for batcher in batchers),
             steps=sum(batcher.passes.passes for batcher in batchers),
             prompt_tokens=sum(batcher.prompt_tokens for batcher in batchers),

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from ftray.model.bank import Bank
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-KEPT_ROUTES = 64
+KEPT_ROUTES = 2
+"""The running rows' and a prompt's. They may hold copies of what is in the slots."""
 VERIFIED_TOKENS = 24
 
 
@@ -148,11 +149,11 @@ class Passes:
             return
         key = (tuple(slots), size)
         if key not in self._routes:
-            absent = {slot for slot in slots if slot != BASE} - self.bank.adapters.keys()
             # An empty slot would answer as the base, and nobody would notice.
-            assert not absent, f"slots {sorted(absent)} hold no adapter"
+            absent = [slot for slot in slots if slot != BASE and slot not in self.bank.adapters]
+            assert not absent, f"slots {absent} hold no adapter"
             if len(self._routes) >= KEPT_ROUTES:
-                self._routes.clear()
+                del self._routes[next(iter(self._routes))]
             self._routes[key] = make_route(slots, [size] * len(slots), device=self.device, dropout={})
         self.bank.route = self._routes[key]
 

@@ -6,13 +6,22 @@ between two of them.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
-from ftray.model.bank import Adapter, Bank
+from ftray.model.bank import Adapter, Bank, BankLinear
 
 SMALLEST_RANK = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Larger:
+    """What a layer asks of its bank to find its place."""
+
+    rank: int
 
 
 def free_slot(bank: Bank) -> int | None:
@@ -35,28 +44,26 @@ def grown(bank: Bank, *, slots: int, rank: int) -> Callable[[], None]:
 
     Until then nothing may be put into the bank, and nothing may leave it.
     """
-    offsets, total = {}, 0
+    larger: dict[str, BankLinear] = {}
+    total = 0
     for name, layer in bank.layers.items():
-        offsets[name] = total
-        total += rank * (layer.in_features + layer.out_features)
+        # The same layer with its place in the larger rows: where A and B lie in them, it knows itself.
+        larger[name] = copy.copy(layer)
+        object.__setattr__(larger[name], "bank", _Larger(rank=rank))
+        larger[name].offset = total
+        larger[name].num_parameters = rank * (layer.in_features + layer.out_features)
+        total += larger[name].num_parameters
     weights = torch.zeros((slots, total), dtype=bank.dtype, device=bank.device)
     scales = torch.zeros((len(bank.layers), slots), dtype=bank.dtype, device=bank.device)
     scales[:, : bank.slots] = bank.scales
     for name, layer in bank.layers.items():
-        old_a, old_b = layer.a(bank.weights), layer.b(bank.weights)  # [S, r, in], [S, out, r]
-        start = offsets[name]
-        end_of_a = start + rank * layer.in_features
-        end_of_b = end_of_a + rank * layer.out_features
-        a = weights[:, start:end_of_a].view(slots, rank, layer.in_features)
-        b = weights[:, end_of_a:end_of_b].view(slots, layer.out_features, rank)
-        a[: bank.slots, : bank.rank] = old_a
-        b[: bank.slots, :, : bank.rank] = old_b
+        larger[name].a(weights)[: bank.slots, : bank.rank] = layer.a(bank.weights)
+        larger[name].b(weights)[: bank.slots, :, : bank.rank] = layer.b(bank.weights)
 
     def take_up() -> None:
         bank.slots, bank.rank, bank.num_parameters = slots, rank, total
         bank.weights, bank.scales = weights, scales
         for name, layer in bank.layers.items():
-            layer.offset = offsets[name]
-            layer.num_parameters = rank * (layer.in_features + layer.out_features)
+            layer.offset, layer.num_parameters = larger[name].offset, larger[name].num_parameters
 
     return take_up
