@@ -54,6 +54,11 @@ class Adapter:
     def rank_of(self, layer: str) -> int:
         return self.ranks.get(layer, self.rank)
 
+    @property
+    def largest_rank(self) -> int:
+        """The largest rank of any layer."""
+        return max(self.rank, *self.ranks.values()) if self.ranks else self.rank
+
     def scale_of(self, layer: str) -> float:
         """Return alpha/r, or alpha/sqrt(r) with rsLoRA; 0 for a layer it does not adapt."""
         if layer not in self.layers:
@@ -288,6 +293,10 @@ class Bank:
         finally:
             self.route = before
 
+    def rank_in(self, route: Route) -> int:
+        """Return the largest rank of a batch's slots: beyond it their factors are padding, which nobody multiplies."""
+        return max(self.adapters[slot].largest_rank for slot in route.counts)
+
     def ensure_gradients(self) -> Tensor:
         """Return the gradients [S, P], zero where nothing has been added yet."""
         if self.gradients is None:
@@ -325,16 +334,18 @@ class BankLinear(nn.Module):
         bias: Tensor | None = self.base.bias
         return bias
 
-    def a(self, rows: Tensor) -> Tensor:
-        """Return the part [S, r, in] of flat rows [S, P] that is this layer's A: a view."""
+    def a(self, rows: Tensor, *, rank: int | None = None) -> Tensor:
+        """Return the part [S, r, in] of flat rows [S, P] that is this layer's A, of its first `rank` ranks: a view."""
         size = self.bank.rank * self.in_features
-        return rows[:, self.offset : self.offset + size].view(len(rows), self.bank.rank, self.in_features)
+        part = rows[:, self.offset : self.offset + size].view(len(rows), self.bank.rank, self.in_features)
+        return part[:, :rank]
 
-    def b(self, rows: Tensor) -> Tensor:
-        """Return the part [S, out, r] of flat rows [S, P] that is this layer's B: a view."""
+    def b(self, rows: Tensor, *, rank: int | None = None) -> Tensor:
+        """Return the part [S, out, r] of flat rows [S, P] that is this layer's B, of its first `rank` ranks: a view."""
         start = self.offset + self.bank.rank * self.in_features
         part = rows[:, start : self.offset + self.num_parameters]
-        return part.view(len(rows), self.out_features, self.bank.rank)
+        # Stored rank by rank, so that the first ranks of it are in one piece.
+        return part.view(len(rows), self.bank.rank, self.out_features)[:, :rank].transpose(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the base's product, plus each token's slot's update."""
@@ -349,19 +360,40 @@ class BankLinear(nn.Module):
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             rows = rows.to(dtype)
+        if not torch.is_grad_enabled() and not route.dropout:
+            return self.answer(rows, route, dtype).view(*x.shape[:-1], -1)
         y: Tensor = _BankProduct.apply(rows, bank.anchor, self, route, dtype)  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], -1)
 
+    def answer(self, x: Tensor, route: Route, dtype: torch.dtype) -> Tensor:
+        """Return what `_BankProduct` does, [T, out], for who only reads: a route that is used again has its factors."""
+        picked = route.picked.get(self.index)
+        if picked is None:
+            a, b, scale = self.factors(route, dtype)
+            picked = route.picked[self.index] = (a.transpose(1, 2), b.transpose(1, 2), scale)
+        a, b, scale = picked
+        y = self.base_product(x)
+        if y.dtype == x.dtype == dtype:
+            return route.add_product(y, torch.bmm(route.spread(x), a).mul_(scale), b)
+        z = torch.bmm(route.spread(x).to(dtype), a).mul_(scale)
+        return route.add_product(y.to(dtype), z, b).to(x.dtype)
+
     def factors(self, route: Route, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Return A [K, r, in] and B [K, out, r] of each run in `dtype`, and its scale [K, 1, 1], unrounded."""
-        weights = self.bank.weights
-        a, b = (_pick(part, route.rows).to(dtype) for part in (self.a(weights), self.b(weights)))
+        """Return A [K, r, in] and B [K, out, r] of each run in `dtype`, and its scale [K, 1, 1], unrounded.
+
+        r is the largest rank in this batch.
+        """
+        weights, rank = self.bank.weights, self.bank.rank_in(route)
+        parts = (self.a(weights, rank=rank), self.b(weights, rank=rank))
+        a, b = (_pick(part, route.rows).to(dtype) for part in parts)
         return a, b, _pick(self.bank.scales[self.index], route.rows)[:, None, None]
 
     def base_product(self, x: Tensor) -> Tensor:
         """Return x W' + b, [T, out], in x's dtype."""
-        weight: Tensor = self.base.weight.to(x.dtype)
-        bias = None if self.base.bias is None else self.base.bias.to(x.dtype)
+        weight: Tensor = self.base.weight
+        bias: Tensor | None = self.base.bias
+        if weight.dtype != x.dtype:
+            weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         return torch.nn.functional.linear(x, weight.t() if self.transposed else weight, bias)
 
     def base_gradient(self, gradient: Tensor) -> Tensor:
@@ -417,8 +449,8 @@ class _BankProduct(torch.autograd.Function):
         inputs = (route.spread(x) * masks[0] if masks else route.spread(x)).to(dtype)
         slot_gradient = route.spread_gradient(gradient).to(dtype)  # [K, t, out]
         update = torch.bmm(slot_gradient, b).mul_(scale)  # [K, t, r]
-        _add_product(layer.b(rows), route.rows, slot_gradient.transpose(1, 2), z)
-        _add_product(layer.a(rows), route.rows, update.transpose(1, 2), inputs)
+        _add_product(layer.b(rows, rank=z.shape[2]), route.rows, slot_gradient.transpose(1, 2), z)
+        _add_product(layer.a(rows, rank=z.shape[2]), route.rows, update.transpose(1, 2), inputs)
         if not ctx.needs_input_grad[0]:
             return None, None, None, None, None
         grad_x = layer.base_gradient(gradient).to(dtype)
