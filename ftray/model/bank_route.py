@@ -33,7 +33,7 @@ class Route:
     num_tokens: int
     dropout: Mapping[int, int]
     picked: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
-    """A' [K, in, r], B' [K, r, out] and scale [K, 1, 1] of layers by their index, where a forward pass has left them."""
+    """A' [K, in, r], B' [K, r, out] and scale [K, 1, 1] of layers by their index, left there by a forward pass."""
 
     def spread(self, x: Tensor) -> Tensor:
         """[T, C] -> [K, t, C]."""
