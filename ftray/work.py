@@ -279,6 +279,7 @@ def describe_adapter(loaded: LoadedJob, run: RunDirectory, result: Mapping[str, 
         kind="adapter" if job.method.kind == "lora" else "model",
         probes=prefixes(datasets.train[:PROBE_EXAMPLES]),
         precision=read_json(run.plan)["precision"],
+        must_prove=False,
     )
     return trained_record(
         job,

@@ -15,13 +15,14 @@ from ftray import __version__
 from ftray.artifacts import digest_of, now, read_json, require_writable, run_lock, write_json
 from ftray.campaign import Config, SweepDirectory
 from ftray.errors import Interrupted, RunError
-from ftray.finetune import require_workers, sample_replay
+from ftray.finetune import require_registrable, require_workers, sample_replay
 from ftray.job import LoadedJob
 from ftray.model.base import identify
 from ftray.sweep.callback import Watcher
 from ftray.sweep.conclude import conclude, interrupted_record
 from ftray.sweep.mode import Mode
 from ftray.sweep.prepare import Campaign, prepare_campaign, sweep_directory, sweep_id_of
+from ftray.sweep.registering import register
 from ftray.sweep.spent import Spent
 from ftray.sweep.tuning import Search
 from ftray.tracking import require_trackers
@@ -55,10 +56,14 @@ def sweep(loaded: LoadedJob, *, display: Display, forced: str | None = None) -> 
     """
     began = time.monotonic()
     require_trackers(loaded.job.tracking)
+    require_registrable(loaded)
     sweep_id = sweep_id_of(loaded)
     directory = sweep_directory(loaded, sweep_id)
     earlier = finished_record(directory, loaded)
     if earlier is not None:
+        earlier = register(
+            loaded, directory, earlier, lambda: prepare_campaign(loaded, sweep_id=sweep_id, forced=forced)
+        )
         return {**earlier, "reused": True}
     display.say("Checking the job, its data, its model and its space")
     campaign = prepare_campaign(loaded, sweep_id=sweep_id, forced=forced)
@@ -179,7 +184,7 @@ def run_campaign(campaign: Campaign, display: Display, *, began: float) -> dict[
             ray.shutdown()
     write_json(campaign.directory.sweep, record)
     write_report(campaign.directory)
-    return record
+    return register(campaign.loaded, campaign.directory, record, lambda: campaign)
 
 
 def write_report(directory: SweepDirectory) -> None:
