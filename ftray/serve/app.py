@@ -148,7 +148,9 @@ class Ingress:
         from ftray.serve.handles import HandleEngine, HandleOutcomes
         from ftray.serve.service import make_service
 
-        engine = HandleEngine(self._engine, positions=self._serving.positions)
+        config = self._serving.config
+        most = config.replicas * (config.slots + config.queue)
+        engine = HandleEngine(self._engine, positions=self._serving.positions, most=most)
         self._door = Drain(make_service(self._serving, engine, HandleOutcomes(self._outcomes)))
         return self._door
 
@@ -210,12 +212,13 @@ def build_app(serving: Serving, *, engine_cpus: float, engine_gpus: float) -> se
 def build(args: dict[str, str]) -> serve.Application:
     """Return the application that a Serve configuration describes.
 
-    `args`: `job` (a job file), `storage` (stronger than the job's), `adapters` (names, separated by commas), and
-    `engine_cpus`, `engine_gpus`. Raises InputError for what cannot be served.
+    `args`: `job` (a job file), `storage` (stronger than the job's), `adapters` (names, separated by commas),
+    `engine_cpus`, `engine_gpus`, and `without_keys: "yes"` for a Serve that listens on loopback only: who builds an
+    application is not told where. Raises InputError for what cannot be served.
     """
     from ftray.job import load_job
 
-    known = {"job", "storage", "adapters", "engine_cpus", "engine_gpus"}
+    known = {"job", "storage", "adapters", "engine_cpus", "engine_gpus", "without_keys"}
     if "job" not in args or set(args) - known:
         raise InputError(
             "the application needs the argument `job`"
@@ -227,6 +230,15 @@ def build(args: dict[str, str]) -> serve.Application:
             hint="Correct args in the Serve configuration.",
         )
     loaded = load_job(Path(args["job"]), storage=args.get("storage"))
+    if loaded.job.serve.keys_file is None and args.get("without_keys") != "yes":
+        raise InputError(
+            "a Serve configuration may listen anywhere, and the job has no API keys",
+            kind="open_to_all",
+            given={"serve.keys_file": None},
+            allowed='a file of keys (ftray keys add); or without_keys: "yes", where Serve listens on loopback only',
+            hint="Set serve.keys_file in the job; every node must have the file.",
+            path="serve.keys_file",
+        )
     adapters = [name.strip() for name in args.get("adapters", "").split(",") if name.strip()]
     serving = serving_of_job(loaded, adapters=adapters)
     gpus = float(args.get("engine_gpus", loaded.job.compute.gpus_per_worker))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayActorError, RayTaskError
 
-from ftray.serve.asking import AdapterSource, Ask, Engine, EngineLost, EngineState, Loaded, Piece
+from ftray.serve.asking import AdapterSource, Ask, Engine, EngineFull, EngineLost, EngineState, Loaded, Piece
 from ftray.serve.experiment import Outcomes
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ ATTEMPTS = 4
 """How many replicas are asked for one answer."""
 RETRY_SECONDS = 0.5
 """Before another replica is asked: Serve needs a moment to see that one is gone."""
+RATE_OVER = 32
+"""Answers whose ends say how fast they come."""
 STORE_SECONDS = 10.0
 """How long a call waits for a store that is being started again."""
 STORE_METHODS = frozenset(name for name in vars(Outcomes) if not name.startswith("_"))
@@ -75,9 +78,13 @@ class Progress:
 class HandleEngine(Engine):
     """All replicas of an engine as one."""
 
-    def __init__(self, handle: DeploymentHandle[Any], *, positions: int | None) -> None:
+    def __init__(self, handle: DeploymentHandle[Any], *, positions: int | None, most: int) -> None:
+        """`most`: answers that all replicas together can run and let wait; more are refused here, at once."""
         self._handle = handle
         self._positions = positions
+        self._most = most
+        self._under_way = 0
+        self._ends: deque[float] = deque(maxlen=RATE_OVER)
         self._state = EngineState(
             digests=(), running=0, waiting=0, slots=0, steps=0, prompt_tokens=0, completion_tokens=0
         )
@@ -87,7 +94,28 @@ class HandleEngine(Engine):
         await self.refresh()
 
     async def generate(self, ask: Ask) -> AsyncIterator[Piece]:
-        """Yield an answer; another replica goes on where one dies. Raises EngineLost when several have."""
+        """Yield an answer; another replica goes on where one dies.
+
+        Raises EngineLost when several have, EngineFull where there are too many: a busy engine is not even asked.
+        """
+        # Shadows are shed first: they leave room for those whom somebody waits for.
+        if self._under_way >= (self._most // 2 if ask.is_shadow else self._most):
+            raise EngineFull(self._retry_after_seconds())
+        self._under_way += 1
+        try:
+            async for piece in self._generate(ask):
+                yield piece
+        finally:
+            self._under_way -= 1
+            self._ends.append(time.monotonic())
+
+    def _retry_after_seconds(self) -> float:
+        """Guess from the newest answers when one of those that are under way will have ended."""
+        if len(self._ends) < 2:
+            return 1.0
+        return max(0.1, (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1))
+
+    async def _generate(self, ask: Ask) -> AsyncIterator[Piece]:
         progress = Progress()
         for attempt in range(ATTEMPTS):
             stream = self._handle.options(method_name="generate", stream=True).remote(ask)

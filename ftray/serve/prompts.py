@@ -67,7 +67,8 @@ class Prompts:
         """Return the format of an adapter's record: its template and stop tokens, else the base's."""
         written = record.get("template")
         template = self.format.template
-        if written is not None:
+        # Where it was the tokenizer's own, the base has it.
+        if written is not None and written["source"] is not None:
             template = ChatTemplate(name=str(written["name"]), source=str(written["source"]))
         stops = record.get("stop_token_ids")
         if stops is not None:
