@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from ftray import __version__
 from ftray.config import Config
@@ -49,8 +49,16 @@ PURGE_SECONDS = 60.0
 DRAIN_SECONDS = 5.0
 BEARER = "key"
 TITLE = "ftray"
-STREAMED = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+EVENT = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {
+        "data": {"type": "string", "description": "A chunk, or an error, as JSON; [DONE] after the last chunk."}
+    },
+}
+STREAMED = {200: {"content": {"text/event-stream": {"itemSchema": EVENT}}}}
 PAGE = {200: {"content": {"text/html": {"schema": {"type": "string"}}}}}
+TEXT = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 Ready = Callable[[], str | None]
 
 
@@ -170,7 +178,7 @@ def make_api(
 
     get("/healthz", healthz, "open", Health)
     get("/readyz", readyz, "open", Health)
-    get("/metrics", metrics, "admin", None, response_class=PlainTextResponse)
+    get("/metrics", metrics, "admin", None, extra=TEXT)
     get("/openapi.json", openapi, "any", None, include_in_schema=False)
     return app
 
