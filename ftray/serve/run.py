@@ -81,16 +81,21 @@ def running(serving: Serving, *, say: Say = lambda text: None) -> Iterator[Runni
             ray.shutdown()
 
 
-def _start_proxy(serving: Serving) -> None:
+def http_options(serving: Serving) -> dict[str, Any]:
+    """Return where Serve's proxy listens, and when it gives a request up."""
     config = serving.config
+    return {
+        "host": config.host,
+        "port": config.port,
+        "request_timeout_s": config.deadline_seconds + SPARE_SECONDS,
+    }
+
+
+def _start_proxy(serving: Serving) -> None:
     try:
         serve.start(
             proxy_location="HeadOnly",
-            http_options={
-                "host": config.host,
-                "port": config.port,
-                "request_timeout_s": config.deadline_seconds + SPARE_SECONDS,
-            },
+            http_options=http_options(serving),
             logging_config={"log_level": "ERROR", "enable_access_log": False},
         )
     except RuntimeError as error:
