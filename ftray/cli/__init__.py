@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from ftray import __version__
+from ftray.cli.adapters import adapters
 from ftray.cli.auditing import audit
 from ftray.cli.cluster import logs, status, stop, submit
 from ftray.cli.evaluation import evaluate
@@ -64,6 +65,7 @@ app.command(rich_help_panel="Work")(check)
 app.command(rich_help_panel="Work")(train)
 app.command(rich_help_panel="Work")(sweep)
 app.command(rich_help_panel="Work")(evaluate)
+app.add_typer(adapters, name="adapters", rich_help_panel="Serve")
 app.command(rich_help_panel="Serve")(serve)
 app.add_typer(experiment, name="experiment", rich_help_panel="Serve")
 app.command(rich_help_panel="Look")(runs)

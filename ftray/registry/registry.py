@@ -13,6 +13,7 @@ import shutil
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from ftray.artifacts import digest_file, digest_files, now
 from ftray.errors import InputError, RunError
 from ftray.registry.contents import CARD_FILE, contents
 from ftray.registry.local_store import sync
-from ftray.registry.names import Resolved, require_name, resolve, spell
+from ftray.registry.names import Resolved as Resolved
+from ftray.registry.names import require_name, resolve, spell
 from ftray.registry.store import RECORD_FILE, Store, newest_first, open_store
 
 SCHEMA = "ftray/adapter/1"
@@ -73,7 +75,7 @@ class Registry:
                 "digest": digest,
                 "files": entries,
                 "bytes": sum(entry["bytes"] for entry in entries.values()),
-                "created_at": now(),
+                "created_at": _moment(),
                 "created_by": whoami(),
             }
             with self.store.guard():
@@ -370,6 +372,11 @@ def _digest_of(entries: Mapping[str, Mapping[str, Any]]) -> str:
 def _digests(folder: Path) -> dict[str, str]:
     files = (path for path in sorted(folder.iterdir()) if path.is_file() and path.name != RECORD_FILE)
     return {path.name: digest_file(path) for path in files}
+
+
+def _moment() -> str:
+    """Return the time as records spell it, finer: of two adapters of one name the newest must be known."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def whoami() -> str:
