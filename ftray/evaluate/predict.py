@@ -67,6 +67,12 @@ class Asked:
     synchronised: bool = False
     """The model's weights are sharded (ZeRO-3), so no process may run a forward pass alone."""
 
+    @property
+    def pad_token_id(self) -> int:
+        """What prompts are padded with. Padding is masked: any token serves a tokenizer that has none for it."""
+        token: Any = self.tokenizer.pad_token_id
+        return 0 if token is None else int(token)
+
 
 def predict_task(task: Task, asked: Asked) -> list[RowPrediction]:
     """Return the model's graded answer to every row. Every process of the group calls this.
@@ -170,19 +176,24 @@ def _answers(task: Task, rows: Sequence[TaskRow], asked: Asked, asking: Asking) 
 def _generated(
     task: Task, rows: Sequence[TaskRow], asked: Asked, asking: Asking, keep_going: Callable[[bool], bool]
 ) -> list[RowPrediction]:
-    pad_token_id: Any = asked.tokenizer.pad_token_id
     # A model with an adapter forwards everything to the PreTrainedModel it wraps.
-    model = cast("PreTrainedModel", asked.model)
     token_lists = generate(
-        model,
+        cast("PreTrainedModel", asked.model),
         [row.prompt_tokens for row in rows],
         max_new_tokens=task.metric.max_new_tokens,
         stop_token_ids=asked.stop_token_ids,
-        # Padding is masked: any token serves a tokenizer that has none for it.
-        pad_token_id=0 if pad_token_id is None else pad_token_id,
+        pad_token_id=asked.pad_token_id,
         keep_going=keep_going,
         asking=asking,
     )
+    return grade_answers(task, rows, token_lists, asked)
+
+
+def grade_answers(
+    task: Task, rows: Sequence[TaskRow], token_lists: list[list[int]], asked: Asked
+) -> list[RowPrediction]:
+    """Return the graded answer to each row, from the tokens that the model wrote."""
+    model = cast("PreTrainedModel", asked.model)
     texts = asked.tokenizer.batch_decode(token_lists, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     answers = []
     for row, tokens, text in zip(rows, token_lists, texts, strict=True):

@@ -18,9 +18,11 @@ from ftray.data.conversations import REPLAY
 from ftray.data.tokenization import TokenizedExample
 from ftray.errors import RunError, is_out_of_memory
 from ftray.evaluate.config import Metric
+from ftray.evaluate.graders import needs_generation
 from ftray.evaluate.loss import mean_losses
 from ftray.evaluate.metrics import aggregate, estimate
 from ftray.evaluate.predict import Answers, Asked, RowPrediction, predict_slots
+from ftray.evaluate.scored import Scored, score_slots
 from ftray.evaluate.tasks import Task
 from ftray.model.bank import Bank
 from ftray.model.bank_route import BASE
@@ -443,24 +445,28 @@ class SharedBase:
         began = time.perf_counter()
         slots = [_slot(run) for run in runs]
         asks_base = self.wants_base and self.base_answers is None
-        answers = self.answer([self.rows.validation], [*([BASE] if asks_base else []), *slots])
-        predictions = [one[self.rows.validation.name] for one in answers]
+        scored = self._scored([*([BASE] if asks_base else []), *slots])
         if asks_base:
-            self.base_answers = predictions.pop(0)
-        losses = self._validation_losses(predictions, slots)
+            self.base_answers = scored.pop(0).rows
         seconds = time.perf_counter() - began
-        for run, rows, loss in zip(runs, predictions, losses, strict=True):
-            value = estimate(self.metric, rows)
+        for run, found in zip(runs, scored, strict=True):
+            value = estimate(self.metric, found.rows)
             for one in [one for one in self._group(run) if one.is_due]:
-                one.evaluated(value=value, loss=loss, seconds=seconds, prefix_of=self._longer(one))
+                one.evaluated(value=value, loss=found.loss, seconds=seconds, prefix_of=self._longer(one))
                 self._save(one, _slot(run))
                 one.tell()
 
-    def _validation_losses(self, predictions: list[list[RowPrediction]], slots: list[int]) -> list[float]:
-        if all(row.nll is not None for rows in predictions for row in rows):
-            return [aggregate(Metric(metric="nll"), rows) for rows in predictions]
-        examples = [row.example for row in self.rows.validation.rows]
-        return mean_losses(examples, self.bank, slots, layout=self.layout)
+    def _scored(self, slots: list[int]) -> list[Scored]:
+        """Return each slot's answers to the validation rows, and its loss on them."""
+        task = self.rows.validation
+        if needs_generation(task.metric):
+            return score_slots(task, self._asked, self.bank, slots)
+        rows = [answers[task.name] for answers in self.answer([task], slots)]
+        if all(row.nll is not None for found in rows for row in found):
+            losses = [aggregate(Metric(metric="nll"), found) for found in rows]
+        else:
+            losses = mean_losses([row.example for row in task.rows], self.bank, slots, layout=self.layout)
+        return [Scored(rows=found, loss=loss) for found, loss in zip(rows, losses, strict=True)]
 
     def _save(self, run: TrialRun, slot: int) -> None:
         save_state(self.engine, slot, run.progress, run.folder.checkpoints, trial_id=run.trial_id, base=self.base_name)
@@ -469,13 +475,16 @@ class SharedBase:
 
     def answer(self, tasks: Sequence[Task], slots: Sequence[int]) -> list[Answers]:
         """Return what each slot answers to every task; slot 0 is the base."""
-        asked = Asked(
+        return predict_slots(tasks, self._asked, self.bank, slots)
+
+    @property
+    def _asked(self) -> Asked:
+        return Asked(
             model=self.bank.model,
             tokenizer=self.rows.tokenizer,
             stop_token_ids=self.rows.stop_token_ids,
             layout=self.layout,
         )
-        return predict_slots(tasks, asked, self.bank, slots)
 
 
 def _slot(run: TrialRun) -> int:
