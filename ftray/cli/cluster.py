@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ftray.cli.complaint import complain
 from ftray.cli.options import Gate, JobFile, Json, Quiet, Sets, Smoke, Storage
 from ftray.cli.outcome import Outcome
 from ftray.cli.process import quieten_libraries
 from ftray.cli.streams import answer_line
 from ftray.cli.training import Attempt, Fresh, new_attempt
-from ftray.errors import InputError
+from ftray.errors import InputError, Interrupted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -310,7 +311,7 @@ def logs(
             "state": submission.state,
             "lines": text.splitlines(),
         }
-        return Outcome(document=document, show=lambda console: console.out(text.rstrip("\n"), highlight=False))
+        return Outcome(document=document, show=lambda console: typer.echo(text.rstrip("\n")))
     from ftray.submit.follow import follow as follow_submission
     from ftray.submit.progress import said
 
@@ -320,7 +321,14 @@ def logs(
         else:
             typer.echo(line)
 
-    ended = follow_submission(cluster, submission.id, say)
+    try:
+        ended = follow_submission(cluster, submission.id, say)
+    except Interrupted as gone:
+        if not json:
+            raise
+        complain(gone)
+        line = {"event": "detached", "submission_id": submission.id}
+        return Outcome(document=line, show=lambda console: None, exit_code=gone.exit_code, is_line=True)
     end = {"event": "ended", "submission_id": submission.id, "state": ended.state, "exit_code": ended.code}
     return Outcome(document=end, show=lambda console: None, is_answer=False, is_line=True)
 

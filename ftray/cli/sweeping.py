@@ -12,7 +12,7 @@ from ftray.artifacts import read_json
 from ftray.cli.options import Gate, JobFile, Json, Quiet, Sets, Smoke, Storage
 from ftray.cli.outcome import Outcome
 from ftray.cli.process import interruptible, quieten_libraries
-from ftray.cli.training import Attempt, ExpectId, Fresh, new_attempt
+from ftray.cli.training import Attempt, ExpectRunId, Fresh, new_attempt
 from ftray.errors import InputError, Interrupted
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def sweep(
     fresh: Fresh = False,
     attempt: Attempt = None,
     force_mode: ForceMode = None,
-    expect_id: ExpectId = None,
+    expect_run_id: ExpectRunId = None,
     storage: Storage = None,
     quiet: Quiet = False,
     json: Json = False,
@@ -60,15 +60,15 @@ def sweep(
             hint="Leave it out to take what is possible.",
         )
     salt = new_attempt() if fresh else attempt
-    if expect_id is not None:
+    if expect_run_id is not None:
         from ftray.submit.arrival import arrive, require_identity
 
         job = arrive(job)
     loaded = load_job(job, sets=sets or (), storage=storage, smoke=smoke, attempt_salt=salt)
-    if expect_id is not None:
+    if expect_run_id is not None:
         from ftray.sweep.prepare import sweep_id_of
 
-        require_identity(sweep_id_of(loaded), expect_id)
+        require_identity(sweep_id_of(loaded), expect_run_id)
     record = _search(loaded, quiet=quiet, forced=force_mode)
 
     def show(console: Any) -> None:

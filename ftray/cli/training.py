@@ -26,9 +26,9 @@ Fresh = Annotated[
 Attempt = Annotated[
     str | None, typer.Option("--attempt", metavar="ID", help="Go on with the run that an earlier --fresh made.")
 ]
-ExpectId = Annotated[
+ExpectRunId = Annotated[
     str | None,
-    typer.Option("--expect-id", hidden=True, help="Set by ftray submit: the id that what is read here must have."),
+    typer.Option("--expect-run-id", hidden=True, help="Set by ftray submit: the id that what is read here must have."),
 ]
 Decide = Annotated[
     bool,
@@ -50,7 +50,7 @@ def train(
     gate: Gate = False,
     fresh: Fresh = False,
     attempt: Attempt = None,
-    expect_id: ExpectId = None,
+    expect_run_id: ExpectRunId = None,
     storage: Storage = None,
     quiet: Quiet = False,
     json: Json = False,
@@ -63,13 +63,13 @@ def train(
 
     quieten_libraries()
     salt = new_attempt() if fresh else attempt
-    if expect_id is not None:
+    if expect_run_id is not None:
         from ftray.submit.arrival import arrive, require_identity
 
         job = arrive(job)
     loaded = load_job(job, sets=sets or (), storage=storage, smoke=smoke, attempt_salt=salt)
-    if expect_id is not None:
-        require_identity(run_id_of(loaded), expect_id)
+    if expect_run_id is not None:
+        require_identity(run_id_of(loaded), expect_run_id)
     result = _fine_tune(loaded, quiet=quiet)
 
     def show(console: Any) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +25,7 @@ from ftray.submit.versions import Versions
 
 ANSWER_SECONDS = 60.0
 UPLOAD_SECONDS = 600.0
+SETTLE_SECONDS = 10.0
 STOP_SECONDS = 60
 """How long a stopped run may take to write what it has; Ray's own patience is 3 s."""
 
@@ -101,20 +104,16 @@ class Cluster:
         return Versions(ray=self._ray_version, python=data.get("pythonVersion") or data.get("python_version"))
 
     def nodes(self) -> list[Node]:
-        """Return the living nodes."""
-        with self._asking():
-            answer = self._client._do_request("GET", "/api/v0/nodes?detail=true&limit=1000")
-        rows = answer.json()["data"]["result"]["result"] if answer.status_code == 200 else []
-        return [
-            Node(
-                address=row["node_ip"],
-                is_head=row["is_head_node"],
-                cpus=float((row.get("resources_total") or {}).get("CPU", 0)),
-                gpus=float((row.get("resources_total") or {}).get("GPU", 0)),
-            )
-            for row in rows
-            if row["state"] == "ALIVE"
-        ]
+        """Return the living nodes; a cluster that has just started is waited for until it knows its own."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while True:
+            with self._asking():
+                answer = self._client._do_request("GET", "/api/v0/nodes?detail=true&limit=10000")
+            rows = answer.json()["data"]["result"]["result"] if answer.status_code == 200 else []
+            nodes = [_node(row) for row in rows if row["state"] == "ALIVE"]
+            if any(node.is_head for node in nodes) or time.monotonic() > deadline:
+                return nodes
+            time.sleep(0.5)
 
     def submissions(self) -> list[Submission]:
         """Return what ftray has submitted, the first one first."""
@@ -184,18 +183,21 @@ class Cluster:
 
     def tail(self, submission_id: str) -> Iterator[str]:
         """Yield what a submission says, from its beginning to its end, in pieces of whole lines."""
-        loop = asyncio.new_event_loop()
-        pieces: Any = self._client.tail_job_logs(submission_id)
-        try:
+        pieces = self._client.tail_job_logs(submission_id)
+
+        async def next_piece() -> str | None:
+            return await anext(pieces, None)
+
+        # The runner ends what is under way when Ctrl-C ends this.
+        with asyncio.Runner() as runner:
             while True:
-                with self._asking():
-                    piece = loop.run_until_complete(anext(pieces, None))
+                with self._asking(), warnings.catch_warnings():
+                    # Ray's client speaks to aiohttp as an older one wanted it.
+                    warnings.filterwarnings("ignore", "ssl=None is deprecated", DeprecationWarning)
+                    piece = runner.run(next_piece())
                 if piece is None:
                     return
                 yield piece
-        finally:
-            loop.run_until_complete(pieces.aclose())
-            loop.close()
 
     def put(self, name: str, content: bytes) -> None:
         """Write an entry of the cluster's key-value store, as a package that no job names."""
@@ -203,6 +205,11 @@ class Cluster:
             answer = self._client._do_request("PUT", f"/api/packages/gcs/{name}", data=content)
             if answer.status_code != 200:
                 raise RuntimeError(answer.text)
+
+    def holds(self, name: str) -> bool:
+        """Return whether there is such an entry."""
+        with self._asking():
+            return bool(self._client._package_exists(f"gcs://{name}"))
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
@@ -225,6 +232,12 @@ class Cluster:
                 given=self.address,
                 hint="The dashboard's log on the head node (dashboard_JobHead.log) has the rest.",
             ) from error
+
+
+def _node(row: Mapping[str, Any]) -> Node:
+    has = row.get("resources_total") or {}
+    cpus, gpus = float(has.get("CPU", 0)), float(has.get("GPU", 0))
+    return Node(address=row["node_ip"], is_head=row["is_head_node"], cpus=cpus, gpus=gpus)
 
 
 def _submission(job: Any) -> Submission:

@@ -14,11 +14,17 @@ from ftray.submit.progress import Progress, run_progress, said_so_far, sweep_pro
 from ftray.submit.submission import Submission
 
 
-def stand(cluster: Cluster, submission: Submission, *, mounted: str | None = None) -> dict[str, Any]:
-    """Return the `ftray/status/1` record of a submission. `mounted`: where the storage is here, if elsewhere."""
+def stand(
+    cluster: Cluster, submission: Submission, *, is_newest: bool = True, mounted: str | None = None
+) -> dict[str, Any]:
+    """Return the `ftray/status/1` record of a submission.
+
+    `is_newest`: whether no later attempt at its run has changed the run's folder. `mounted`: where the storage is on
+    this machine, if elsewhere.
+    """
     there = Path(submission.metadata.get("path", ""))
     folder = there if mounted is None else Path(mounted) / there.name
-    result = _result(submission, folder)
+    result = _result(submission, folder) if is_newest else {}
     return {
         "schema": "ftray/status/1",
         "run_id": submission.run_id,
@@ -28,7 +34,7 @@ def stand(cluster: Cluster, submission: Submission, *, mounted: str | None = Non
         "name": submission.name,
         "attempt": submission.attempt,
         "smoke": submission.metadata.get("smoke") == "true",
-        **progress(cluster, submission, folder).to_record(),
+        **progress(cluster, submission, folder if is_newest else None).to_record(),
         "exit_code": None if submission.is_live else submission.code,
         "message": _message(submission),
         "status": result.get("status"),
@@ -41,11 +47,11 @@ def stand(cluster: Cluster, submission: Submission, *, mounted: str | None = Non
     }
 
 
-def progress(cluster: Cluster, submission: Submission, folder: Path) -> Progress:
+def progress(cluster: Cluster, submission: Submission, folder: Path | None) -> Progress:
     """Return how far a submission is: by its folder, where that is here, else by its log."""
     if submission.state == "queued":
         return Progress()
-    if (folder / "job.json").is_file():
+    if folder is not None and (folder / "job.json").is_file():
         try:
             if submission.kind == "sweep":
                 return sweep_progress(SweepDirectory(folder))
@@ -76,12 +82,16 @@ def _message(submission: Submission) -> str:
 
 def stand_all(cluster: Cluster, *, mounted: str | None = None) -> dict[str, Any]:
     """Return the cluster and all of ftray's submissions, the newest first."""
-    nodes = cluster.nodes()
+    nodes, submissions = cluster.nodes(), cluster.submissions()
+    newest = {one.run_id: one.id for one in sorted(submissions, key=lambda one: one.attempt)}
     return {
         "schema": "ftray/status-list/1",
         "address": cluster.address,
         "cluster": describe_nodes(nodes),
-        "submissions": [stand(cluster, one, mounted=mounted) for one in reversed(cluster.submissions())],
+        "submissions": [
+            stand(cluster, one, is_newest=newest[one.run_id] == one.id, mounted=mounted)
+            for one in reversed(submissions)
+        ],
     }
 
 

@@ -111,7 +111,7 @@ def _known(
 def entrypoint(request: Request, identity: str, *, python: str) -> str:
     """Return the command that the cluster runs."""
     words = [python, "-m", "ftray", request.kind, JOB_FILE, "--storage", str(request.loaded.storage)]
-    words += ["--expect-id", identity]
+    words += ["--expect-run-id", identity]
     words += ["--smoke"] if request.loaded.smoke else []
     words += ["--attempt", request.loaded.attempt_salt] if request.loaded.attempt_salt else []
     words += ["--gate"] if request.gate else []
@@ -153,9 +153,11 @@ def _sweep_up(cluster: Cluster, attempts: list[Submission]) -> None:
 
 
 def forget_secrets(cluster: Cluster, submission: Submission) -> None:
-    """Overwrite the secrets of a submission that has ended; nothing where it had none."""
+    """Overwrite the secrets of a submission that has ended without deleting them itself."""
+    if submission.is_live:
+        return
     entry = entry_of(cluster.environment(submission.id))
-    if entry is not None and not submission.is_live:
+    if entry is not None and cluster.holds(entry):
         cluster.put(entry, b"")
 
 

@@ -1,39 +1,14 @@
-"""A real Ray of its own with a job server that asks for a token, a tiny job, and the command line against them."""
+"""A tiny job, and one Ray for all tests that need it."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import secrets
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
+from submit_world import LiveRay, make_job, running_ray
 
 from ftray.quickstart.pretrain import tiny_base
-
-COLOURS = ("red", "blue", "green", "grey")
-JOB = """\
-name: boxes
-model: base
-data:
-  train: {path: train.jsonl, prompt: "{question}", completion: "{colour}"}
-  test: {path: test.jsonl, prompt: "{question}", completion: "{colour}"}
-train: {learning_rate: 5.0e-3, max_steps: 4, batch_size: 8, log_every: 2, evaluate_every: 2, checkpoint_every: 2}
-evaluate: {task: {max_new_tokens: 4}}
-compute: {workers: 0}
-"""
 
 
 @pytest.fixture(scope="session")
@@ -43,112 +18,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_rows(path: Path, numbers: range) -> None:
-    rows = [{"question": f"What colour is box {i}?", "colour": COLOURS[i % 4]} for i in numbers]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def make_job(folder: Path, base: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_rows(folder / "train.jsonl", range(48))
-    write_rows(folder / "test.jsonl", range(48, 56))
-    (folder / "job.yaml").write_text(JOB, encoding="utf-8")
-    (folder / "base").symlink_to(base)
-    return folder / "job.yaml"
-
-
 @pytest.fixture
 def job(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("FTRAY_STORAGE", raising=False)
     return make_job(tmp_path / "job", base)
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a command did."""
-
-    exit_code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def document(self) -> Any:
-        return json.loads(self.stdout)
-
-
-@dataclass(frozen=True)
-class LiveRay:
-    """A running Ray."""
-
-    address: str
-    token: str
-    folder: Path
-
-    def environment(self, **more: str) -> dict[str, str]:
-        """Return the environment of a user of this cluster."""
-        kept = {name: text for name, text in os.environ.items() if not name.startswith(("RAY_", "FTRAY_"))}
-        return {**kept, "RAY_AUTH_TOKEN": self.token, **more}
-
-    def start(self, *words: str, **more: str) -> subprocess.Popen[str]:
-        """Start ftray in a process of its own."""
-        command = [sys.executable, "-m", "ftray", *words]
-        return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment(**more)
-        )
-
-    def ftray(self, *words: str, **more: str) -> Answer:
-        """Run ftray against this cluster."""
-        with self.start(*words, "--address", self.address, **more) as process:
-            stdout, stderr = process.communicate(timeout=170)
-        return Answer(process.returncode, stdout, stderr)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="session")
 def live_ray() -> Iterator[LiveRay]:
-    """Start a head node with a job server and a token; end it with everything it started."""
-    # Paths of sockets must be short.
-    folder = Path(tempfile.mkdtemp(prefix="ft-"))
-    token, port = secrets.token_hex(32), free_port()
-    words = ["start", "--head", "--block", "--num-cpus=4", "--object-store-memory=120000000", f"--temp-dir={folder}"]
-    words += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
-    words += [f"--{name}={free_port()}" for name in ("port", "ray-client-server-port", "dashboard-agent-listen-port")]
-    kept = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
-    environment = {**kept, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
-    environment |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "OMP_NUM_THREADS": "1"}
-    with (folder / "head.log").open("w") as log:
-        process = subprocess.Popen(
-            [str(Path(sys.executable).parent / "ray"), *words],
-            stdout=log,
-            stderr=log,
-            env=environment,
-            start_new_session=True,
-        )
-    ray = LiveRay(f"http://127.0.0.1:{port}", token, folder)
-    try:
-        wait_until_it_answers(ray, process)
+    with running_ray() as ray:
         yield ray
-    finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def wait_until_it_answers(ray: LiveRay, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 90
-    headers = {"Authorization": f"Bearer {ray.token}"}
-    while time.monotonic() < deadline:
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{ray.address}/api/jobs/", headers=headers, timeout=5).status_code == 200:
-                return
-        assert process.poll() is None, (ray.folder / "head.log").read_text()
-        time.sleep(0.3)
-    raise AssertionError(f"no job server after 90 s: {(ray.folder / 'head.log').read_text()}")
