@@ -56,8 +56,8 @@ def show_adapters(document: Record, console: Console) -> None:
         {
             "adapter": spell(one["name"], one["digest"]),
             "aliases": " ".join(one["aliases"]),
+            "verdict": Text(*VERDICTS[one["verdict"]]),
             "metric": _headline(one["metric"]),
-            "verdict": VERDICTS[one["verdict"]],
             "kind": one["kind"],
             "size": size(one["bytes"]),
             "registered": one["created_at"][:16].replace("T", " "),
@@ -67,11 +67,11 @@ def show_adapters(document: Record, console: Console) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in rows[0]:
         # What addresses an adapter is never cut; a narrow screen loses what stands on the right.
-        is_whole = column in ("adapter", "aliases", "metric")
+        is_whole = column in ("adapter", "aliases", "verdict")
         width = max(len(row[column]) for row in rows) if is_whole else None
         table.add_column(column, no_wrap=True, min_width=width)
     for row in rows:
-        table.add_row(*(Text(*cell) if isinstance(cell, tuple) else cell for cell in row.values()))
+        table.add_row(*row.values())
     console.print(table)
     console.print(f"in {document['registry']}", style="dim", markup=False, soft_wrap=True)
 

@@ -21,8 +21,8 @@ from ftray.artifacts import digest_file, digest_files, now
 from ftray.errors import InputError, RunError
 from ftray.registry.contents import CARD_FILE, contents
 from ftray.registry.local_store import sync
+from ftray.registry.names import DIGEST, require_name, resolve, spell
 from ftray.registry.names import Resolved as Resolved
-from ftray.registry.names import require_name, resolve, spell
 from ftray.registry.store import RECORD_FILE, Store, newest_first, open_store
 
 SCHEMA = "ftray/adapter/1"
@@ -115,18 +115,24 @@ class Registry:
             )
 
     def get(self, name: str, digest: str) -> dict[str, Any]:
-        """Return the record of `name@digest`, the digest whole. Raises InputError `unknown_adapter`."""
-        record = self.store.record(name, digest)
-        if record is None:
-            return dict(resolve(f"{name}@{digest}", self.store.records(name), {}).record)
-        return record
+        """Return the record of `name@digest`; of the digest 12 digits are enough.
+
+        Raises InputError `bad_name`, `bad_reference` or `unknown_adapter`.
+        """
+        # Both may come from a request: no path is made of what has not been looked at.
+        require_name(name)
+        record = self.store.record(name, digest) if DIGEST.fullmatch(digest) else None
+        return record or dict(resolve(f"{name}@{digest}", self.store.records(name), {}).record)
 
     def has(self, name: str, digest: str) -> bool:
         """Return whether `name@digest` is registered."""
-        return self.store.record(name, digest) is not None
+        require_name(name)
+        return bool(DIGEST.fullmatch(digest)) and self.store.record(name, digest) is not None
 
     def list(self, name: str | None = None) -> list[dict[str, Any]]:
         """Return all records, or those of one name, the newest first."""
+        if name is not None:
+            require_name(name)
         return newest_first(self.store.records(name))
 
     def aliases(self) -> dict[str, dict[str, Any]]:
@@ -147,7 +153,7 @@ class Registry:
         return resolve(text, known, {name: alias} if alias is not None else {})
 
     def files(self, name: str, digest: str) -> Path:
-        """Return a local folder with the adapter's files, verified against its digest; its record lies beside them.
+        """Return a local folder with the adapter's files, verified against its digest.
 
         Raises RunError `changed_adapter` where the files are not those that were registered.
         """

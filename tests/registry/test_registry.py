@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import secrets
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from registry_world import record_of, write_files
 
 from ftray.artifacts import digest_files
@@ -169,6 +173,29 @@ def test_names_that_are_none_reach_no_store(registry: Registry, put: Put, name: 
         assert error.value.kind == "bad_name"
 
 
+@pytest.mark.parametrize("name", ["../aliases", "..", "boxes/../other"])
+@pytest.mark.parametrize("digest", ["champion.json", "0" * 64, "../" * 4])
+def test_no_path_is_made_of_what_a_request_says(registry: Registry, put: Put, name: str, digest: str) -> None:
+    one = put("boxes")
+    registry.promote("champion", "boxes", one.digest)
+    for asked in (
+        lambda: registry.get(name, digest),
+        lambda: registry.has(name, digest),
+        lambda: registry.files(name, digest),
+        lambda: registry.delete(name, digest, force=True),
+        lambda: registry.promote("live", name, digest),
+        lambda: registry.list(name),
+    ):
+        with pytest.raises(InputError) as error:
+            asked()
+        assert error.value.kind == "bad_name"
+    if digest != "0" * 64:
+        assert not registry.has("boxes", digest)
+        with pytest.raises(InputError) as error:
+            registry.get("boxes", digest)
+        assert error.value.kind == "bad_reference"
+
+
 def test_an_unknown_adapter_names_its_nearest(registry: Registry, put: Put) -> None:
     put("intent-router")
     with pytest.raises(InputError, match="no adapter") as error:
@@ -220,6 +247,45 @@ def test_an_export_is_the_files_and_the_card(registry: Registry, put: Put, tmp_p
     assert registry.put(out, record_of("boxes")).digest == one.digest
     with pytest.raises(InputError, match="not empty"):
         registry.export("boxes", one.digest, out)
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["promote", "rollback", "delete"]), st.integers(0, 2), st.integers(-1, 1)), max_size=12
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(kind=st.sampled_from(["folder", "memory"]), steps=STEPS)
+def test_an_alias_is_what_the_last_swap_that_won_made_it(kind: str, steps: list[tuple[str, int, int]]) -> None:
+    """Against a model of three numbers: where it points, where it pointed, its generation."""
+    with tempfile.TemporaryDirectory() as place:
+        registry = open_registry(Path(place), f"memory://{secrets.token_hex(8)}" if kind == "memory" else None)
+        digests = [
+            registry.put(write_files(Path(place) / text, text), record_of("boxes")).digest for text in ("a", "b", "c")
+        ]
+        points, before, generation = None, None, 0
+        for what, index, off in steps:
+            try:
+                if what == "promote":
+                    registry.promote("champion", "boxes", digests[index], generation=generation + off)
+                elif what == "rollback":
+                    registry.rollback("champion", generation=generation + off)
+                else:
+                    registry.delete_alias("champion")
+            except RunError as error:
+                assert (error.kind, off != 0) == ("lost_swap", True)  # noqa: PT017
+            except InputError as error:
+                expected = {"no_previous": points is not None and before is None, "unknown_alias": points is None}
+                assert expected[error.kind]  # noqa: PT017
+            else:
+                wanted = {"promote": digests[index], "rollback": before, "delete": None}[what]
+                if wanted != points:
+                    points, before, generation = wanted, points, generation + 1
+            alias = registry.aliases().get("champion")
+            assert (alias["digest"] if alias else None) == points
+            if alias:
+                assert alias["generation"] == generation
+                assert (alias["previous"]["digest"] if alias["previous"] else None) == before
 
 
 def _promote(storage: str, url: str | None, digest: str, generation: int, start: Any, answers: Any) -> None:
