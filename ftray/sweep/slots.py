@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftray.artifacts import RunDirectory
-from ftray.data.collate import collate
 from ftray.data.conversations import REPLAY
 from ftray.data.tokenization import TokenizedExample
 from ftray.errors import RunError, is_out_of_memory
@@ -26,18 +25,14 @@ from ftray.evaluate.scored import Scored, score_slots
 from ftray.evaluate.tasks import Task
 from ftray.model.bank import Bank
 from ftray.model.bank_route import BASE
-from ftray.sweep.forwards import LOGITS_CPU, LOGITS_GPU, Limits, Part, share_forwards
+from ftray.sweep.gradients import Gradients, RowSum, Step, first_line, slot_of
 from ftray.sweep.prefixes import shared_steps
 from ftray.sweep.slot_state import copy_checkpoints, prune, restore_state, save_state
 from ftray.sweep.trial import TrialSpec
 from ftray.sweep.trial_run import StepOutcome, TrialRun
 from ftray.train.bank_engine import BankEngine, SlotState
-from ftray.train.batches import share_out
 from ftray.train.checkpoint import newest_whole
-from ftray.train.loop import SEEDS_PER_STEP
 from ftray.train.loss_spike import RowLoss
-from ftray.train.plan import FORWARD_TOKENS_CPU, FORWARD_TOKENS_GPU
-from ftray.train.state import StepInputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,25 +46,6 @@ class Rows:
     metric_digest: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowSum:
-    """One row's losses in a step."""
-
-    dataset: str
-    row: int
-    total: float  # nats over its labels
-    labels: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Step:
-    """One trial's part in a step of all."""
-
-    run: TrialRun
-    inputs: StepInputs
-    parts: list[Part]
-
-
 class SharedBase:
     """Trains up to `slots` trials at a time on one copy of the base; further ones wait."""
 
@@ -81,17 +57,11 @@ class SharedBase:
         self.base_name = base_name
         self.layout = layout
         self.tensorboard = tensorboard
-        self.limit = bank.slots
-        """Trials that train at the same time; out of memory halves it."""
         self.runs: dict[str, TrialRun] = {}
         self._waiting: list[TrialRun] = []
         self._parked: dict[str, SlotState] = {}
-        is_gpu = bank.device.type == "cuda"
-        self._tokens = FORWARD_TOKENS_GPU if is_gpu else FORWARD_TOKENS_CPU
-        vocabulary: Any = bank.model.config
-        self._labels = max(1, (LOGITS_GPU if is_gpu else LOGITS_CPU) // int(vocabulary.vocab_size))
-        self._micro_batch: dict[str, int] = {}
         self.notes: list[str] = []
+        self.gradients = Gradients(self.engine, layout=layout, notes=self.notes, park=self._park)
         self.steps_made = 0
         """Steps of trials that were computed; one that several have in common counts once."""
         self.base_answers: list[RowPrediction] | None = None
@@ -101,6 +71,11 @@ class SharedBase:
     @property
     def bank(self) -> Bank:
         return self.engine.bank
+
+    @property
+    def limit(self) -> int:
+        """Trials that train at the same time; out of memory halves it."""
+        return self.gradients.limit
 
     @property
     def metric(self) -> Metric:
@@ -177,12 +152,12 @@ class SharedBase:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            reason = _first_line(error)
+            reason = first_line(error)
         if parked is not None:
             self._parked[run.trial_id] = parked
         placed = len(self._placed())
         if placed:
-            self.limit = placed
+            self.gradients.limit = placed
             self.notes.append(f"out of memory when trial {placed + 1} was to begin: {placed} at a time from now on")
             self._waiting.insert(0, run)
         else:
@@ -296,22 +271,22 @@ class SharedBase:
         began = time.perf_counter()
         for run in runs:
             self._separate(run, [one for one in self._followers(run) if one.progress.step >= one.shared_steps])
-        steps = [self._prepared(run) for run in runs]
-        losses = self._accumulate(steps)
+        steps = [self.gradients.prepared(run) for run in runs]
+        losses = self.gradients.accumulate(steps)
         steps = [step for step in steps if not step.run.failure]
-        finite = [step for step in steps if self._is_finite(step, losses)]
+        finite = [step for step in steps if self.gradients.are_finite(step, losses)]
         if not finite:
             return
         norms = self.engine.step(
-            {_slot(step.run): step.inputs.learning_rate for step in finite},
-            max_grad_norm={_slot(step.run): step.run.spec.plan.max_grad_norm for step in finite},
+            {slot_of(step.run): step.inputs.learning_rate for step in finite},
+            max_grad_norm={slot_of(step.run): step.run.spec.plan.max_grad_norm for step in finite},
         )
         self.steps_made += len(finite)
         seconds = time.perf_counter() - began
         for step in finite:
-            self._advance(step, losses[step.run.trial_id], norms[_slot(step.run)], seconds=seconds)
+            self._advance(step, losses[step.run.trial_id], norms[slot_of(step.run)], seconds=seconds)
 
-    def _advance(self, step: _Step, rows: list[RowSum], norm: float, *, seconds: float) -> None:
+    def _advance(self, step: Step, rows: list[RowSum], norm: float, *, seconds: float) -> None:
         run, inputs = step.run, step.inputs
         if not math.isfinite(norm):
             run.fail(f"the gradient norm of step {inputs.step + 1} is not a finite number", nonfinite=True)
@@ -331,98 +306,6 @@ class SharedBase:
             except RunError as error:
                 one.fail(error.message)
 
-    def _prepared(self, run: TrialRun) -> _Step:
-        inputs = run.training.upcoming()
-        sharing = run.training.plan.sharing(1)
-        (batches,) = share_out(inputs.examples, sharing)
-        most = self._micro_batch.get(run.trial_id)
-        if most is not None:
-            batches = [batch[first : first + most] for batch in batches for first in range(0, len(batch), most)]
-        parts = [Part(slot=_slot(run), index=index, examples=batch) for index, batch in enumerate(batches)]
-        return _Step(run=run, inputs=inputs, parts=parts)
-
-    def _is_finite(self, step: _Step, losses: dict[str, list[RowSum]]) -> bool:
-        rows = losses[step.run.trial_id]
-        bad = [row for row in rows if not math.isfinite(row.total)]
-        if bad:
-            names = ", ".join(f"{row.dataset} row {row.row}" for row in bad[:8])
-            step.run.fail(
-                f"the loss of step {step.inputs.step + 1} is not a finite number. Examples: {names}", nonfinite=True
-            )
-            self.engine.forget_gradients([_slot(step.run)])
-        return not bad
-
-    # Gradients, whatever happens
-
-    def _accumulate(self, steps: list[_Step]) -> dict[str, list[RowSum]]:
-        """Compute the gradients of these steps; return the losses of each trial's rows.
-
-        Memory that runs out lowers what is computed together. Where the shared pass fails otherwise, each trial is
-        computed by itself: the one at fault fails, and the others go on.
-        """
-        try:
-            return self._together(steps)
-        except (RuntimeError, MemoryError, IndexError, ValueError) as error:
-            is_oom, reason = is_out_of_memory(error), _first_line(error)
-        # Not in the handler: the error's traceback keeps the failed pass's tensors in memory until the handler ends.
-        self._start_over(steps)
-        if is_oom:
-            return self._with_less(steps)
-        if len(steps) == 1:
-            steps[0].run.fail(f"step {steps[0].inputs.step + 1} cannot be computed: {reason}")
-            return {steps[0].run.trial_id: []}
-        return {trial_id: rows for step in steps for trial_id, rows in self._accumulate([step]).items()}
-
-    def _with_less(self, steps: list[_Step]) -> dict[str, list[RowSum]]:
-        """Go on after memory has run out: fewer trials at a time, then smaller micro-batches; the last one fails."""
-        if len(steps) > 1:
-            self.limit = max(1, len(steps) // 2)
-            self.notes.append(f"out of memory with {len(steps)} trials at a time: {self.limit} from now on")
-            kept, rest = steps[: self.limit], steps[self.limit :]
-            for step in rest:
-                self._park(step.run)
-            steps[:] = kept
-            return self._accumulate(steps)
-        (step,) = steps
-        largest = max(len(part.examples) for part in step.parts)
-        if largest == 1:
-            step.run.fail("out of memory with a single example at a time: shorten data.max_length")
-            return {step.run.trial_id: []}
-        self._micro_batch[step.run.trial_id] = largest // 2
-        self.notes.append(f"out of memory with {largest} examples of one trial at a time: {largest // 2} from now on")
-        steps[0] = self._prepared(step.run)
-        return self._accumulate(steps)
-
-    def _start_over(self, steps: list[_Step]) -> None:
-        self.engine.forget_gradients([_slot(step.run) for step in steps])
-
-    def _together(self, steps: list[_Step]) -> dict[str, list[RowSum]]:
-        by_slot = {_slot(step.run): step for step in steps}
-        rows: dict[str, list[RowSum]] = {step.run.trial_id: [] for step in steps}
-        limits = Limits(slots=self.limit, tokens=self._tokens, labels=self._labels)
-        for forward in share_forwards([part for step in steps for part in step.parts], limits):
-            examples = [example for part in forward for example in part.examples]
-            owners = [part.slot for part in forward for _ in part.examples]
-            losses = self.engine.accumulate_examples(
-                collate(examples, self.layout),
-                owners,
-                normalisers={part.slot: by_slot[part.slot].inputs.num_labels for part in forward},
-                dropout_seeds={
-                    part.slot: by_slot[part.slot].inputs.seed * SEEDS_PER_STEP + part.index for part in forward
-                },
-                label_smoothing={part.slot: by_slot[part.slot].run.spec.plan.label_smoothing for part in forward},
-            )
-            for example, owner, total in zip(examples, owners, losses, strict=True):
-                rows[by_slot[owner].run.trial_id].append(
-                    RowSum(
-                        dataset=example.dataset,
-                        row=example.row,
-                        total=total,
-                        labels=int(example.is_label[1:].sum()),
-                    )
-                )
-        return rows
-
     # Evaluations
 
     def _evaluate(self, runs: list[TrialRun]) -> None:
@@ -431,8 +314,8 @@ class SharedBase:
             self._evaluate_together(runs)
             return
         except (RunError, RuntimeError, MemoryError) as error:
-            reason, is_nonfinite = _first_line(error), isinstance(error, RunError) and error.kind == "nonfinite"
-        # Not in the handler, for memory's sake: see `_accumulate`.
+            reason, is_nonfinite = first_line(error), isinstance(error, RunError) and error.kind == "nonfinite"
+        # Not in the handler, for memory's sake: see `Gradients.accumulate`.
         if len(runs) == 1:
             for one in self._group(runs[0]):
                 one.fail(reason, nonfinite=is_nonfinite)
@@ -443,7 +326,7 @@ class SharedBase:
 
     def _evaluate_together(self, runs: list[TrialRun]) -> None:
         began = time.perf_counter()
-        slots = [_slot(run) for run in runs]
+        slots = [slot_of(run) for run in runs]
         asks_base = self.wants_base and self.base_answers is None
         scored = self._scored([*([BASE] if asks_base else []), *slots])
         if asks_base:
@@ -453,7 +336,7 @@ class SharedBase:
             value = estimate(self.metric, found.rows)
             for one in [one for one in self._group(run) if one.is_due]:
                 one.evaluated(value=value, loss=found.loss, seconds=seconds, prefix_of=self._longer(one))
-                self._save(one, _slot(run))
+                self._save(one, slot_of(run))
                 one.tell()
 
     def _scored(self, slots: list[int]) -> list[Scored]:
@@ -485,12 +368,3 @@ class SharedBase:
             stop_token_ids=self.rows.stop_token_ids,
             layout=self.layout,
         )
-
-
-def _slot(run: TrialRun) -> int:
-    assert run.slot is not None, "only trials in a slot compute"
-    return run.slot
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

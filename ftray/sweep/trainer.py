@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError
 
 from ftray.artifacts import RunDirectory, digest_of, wait_for_lock, write_json
 from ftray.campaign import Config
-from ftray.errors import FtrayError, RunError
+from ftray.errors import RunError
 from ftray.evaluate.metrics import estimate
 from ftray.evaluate.predict import Answers
 from ftray.finish import FinalTasks
@@ -29,6 +28,7 @@ from ftray.model.bank_route import BASE
 from ftray.model.base import load_model, own_device, recompute_activations
 from ftray.model.forward import layout_for
 from ftray.sampling import Precision
+from ftray.sweep.computing import IDLE_SECONDS, Computing
 from ftray.sweep.configurations import Configurations
 from ftray.sweep.measure import fastest, measure
 from ftray.sweep.prefixes import shared_steps
@@ -41,8 +41,6 @@ from ftray.work import build_tasks, peak_memory_bytes, prepare_data
 
 ORPHAN_SECONDS = 60.0
 """How long to wait for a trainer of a killed campaign to notice that it is alone."""
-IDLE_SECONDS = 0.5
-"""How long the computing thread waits before it looks again whether there is work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,15 +96,10 @@ class SharedBaseTrainer:
             metric_digest=digest_of(job.evaluate.task.model_dump()),
         )
         self._base = self._make_base(1)
-        self._orders: list[Callable[[], None]] = []
-        self._changed = threading.Condition()
+        self._computing = Computing(self._work)
         self._joining = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._is_ending = False
         self._left: set[str] = set()
         self._locks: dict[str, IO[str]] = {}
-        self._error: FtrayError | None = None
-        self._busy_seconds = 0.0
 
     def _make_base(self, slots: int) -> SharedBase:
         job = self.order.loaded.job
@@ -131,7 +124,7 @@ class SharedBaseTrainer:
 
     def choose_slots(self, configs: Sequence[Config], *, start: int) -> tuple[int, dict[int, float]]:
         """Measure how many trials to train at a time; return that and the seconds per trial and step."""
-        assert self._thread is None, "slots are chosen before trials join"
+        assert not self._computing.has_started, "slots are chosen before trials join"
         seconds = measure(
             self._remake_base, [self._spec_of(config) for config in configs], start=start, most=self.order.slots
         )
@@ -145,12 +138,11 @@ class SharedBaseTrainer:
 
     def start(self, slots: int) -> None:
         """Begin with this many slots."""
-        if self._thread is not None:
+        if self._computing.has_started:
             return
         if slots != self._base.bank.slots:
             self._remake_base(slots)
-        self._thread = threading.Thread(target=self._work, name="trials", daemon=True)
-        self._thread.start()
+        self._computing.start()
 
     # What clients ask
 
@@ -160,10 +152,10 @@ class SharedBaseTrainer:
         Beside the fields of the space `config` may have `seed`.
         """
         spec = self._spec_of(config)
-        if self._thread is not None:
+        if self._computing.has_started:
             # One that is broken has few trials, and must not get them all for that.
-            self._require_alive()
-        with self._changed:
+            self._computing.require_alive()
+        with self._computing.changed:
             runs = dict(self._base.runs)
         return {
             "trial_id": spec.trial_id,
@@ -183,7 +175,7 @@ class SharedBaseTrainer:
                 return False
             folder = RunDirectory(self.order.folder / spec.trial_id)
             self._left.discard(spec.trial_id)
-            self._order(lambda: self._let_in(spec, folder, shared))
+            self._computing.order(lambda: self._let_in(spec, folder, shared))
             return True
 
     def _let_in(self, spec: TrialSpec, folder: RunDirectory, shared: dict[str, int]) -> None:
@@ -212,32 +204,32 @@ class SharedBaseTrainer:
         computing.
         """
         deadline = time.monotonic() + timeout
-        with self._changed:
+        with self._computing.changed:
             while True:
                 if trial_id in self._left:
                     raise RunError(f"trial {trial_id} has left this trainer", kind="unknown")
-                if self._thread is None:
+                if not self._computing.has_started:
                     return {}
-                self._require_alive()
+                self._computing.require_alive()
                 run = self._base.runs.get(trial_id)
-                if run is None and not self._orders:
+                if run is None and not self._computing.has_orders:
                     return {}
                 if run is not None:
                     if after > run.acknowledged:
                         run.acknowledged = after
-                        self._changed.notify_all()
+                        self._computing.changed.notify_all()
                     if len(run.results) > after:
                         return run.results[after]
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return None
-                self._changed.wait(left)
+                self._computing.changed.wait(left)
 
     def leave(self, trial_id: str) -> None:
         """Let a trial go, now; return when it has."""
         self._left.add(trial_id)
-        if self._thread is not None:
-            self._order(lambda: self._let_go(trial_id))
+        if self._computing.has_started:
+            self._computing.order(lambda: self._let_go(trial_id))
 
     def _let_go(self, trial_id: str) -> None:
         self._base.leave(trial_id)
@@ -249,7 +241,7 @@ class SharedBaseTrainer:
         """Return what the campaign records of this trainer."""
         return {
             "notes": list(self._base.notes),
-            "busy_seconds": self._busy_seconds,
+            "busy_seconds": self._computing.busy_seconds,
             "steps": self._base.steps_made,
             "peak_memory_bytes": peak_memory_bytes(),
             "slots": self._base.bank.slots,
@@ -278,10 +270,10 @@ class SharedBaseTrainer:
             finally:
                 done.set()
 
-        self._order(ask, wait=False)
+        self._computing.order(ask, wait=False)
         while not done.wait(IDLE_SECONDS):
-            self._require_alive()
-        self._require_alive()
+            self._computing.require_alive()
+        self._computing.require_alive()
         return answers
 
     def _ask(
@@ -314,53 +306,12 @@ class SharedBaseTrainer:
         assert kind == "held_out", f"no tasks are called {kind}"
         return [task]
 
-    # The computing thread
+    # What the thread does
 
-    def _order(self, order: Callable[[], None], *, wait: bool = True) -> None:
-        done = threading.Event()
-
-        def carry_out() -> None:
-            try:
-                order()
-            finally:
-                done.set()
-
-        with self._changed:
-            self._require_alive()
-            self._orders.append(carry_out)
-            self._changed.notify_all()
-        while wait and not done.wait(IDLE_SECONDS):
-            self._require_alive()
-
-    def _require_alive(self) -> None:
-        if self._error is not None:
-            raise self._error
-        if self._thread is None or (not self._thread.is_alive() and not self._is_ending):
-            raise RunError("the trainer does not compute", kind="unknown", hint="Its log says why (ray logs).")
-
-    def _work(self) -> None:
-        try:
-            while not self._is_ending:
-                with self._changed:
-                    orders, self._orders = self._orders, []
-                for order in orders:
-                    order()
-                began = time.perf_counter()
-                is_busy = self._base.work()
-                self._write_base()
-                self._busy_seconds += time.perf_counter() - began if is_busy else 0.0
-                with self._changed:
-                    self._changed.notify_all()
-                    if not is_busy and not self._orders:
-                        self._changed.wait(IDLE_SECONDS)
-        except FtrayError as error:
-            self._error = error
-        except (OSError, SafetensorError) as error:
-            # A full disk is either, whoever writes.
-            self._error = RunError(f"the trainer could not go on: {error}", kind="unknown")
-        finally:
-            with self._changed:
-                self._changed.notify_all()
+    def _work(self) -> bool:
+        is_busy = self._base.work()
+        self._write_base()
+        return is_busy
 
     def _write_base(self) -> None:
         """Write what the base is worth on the validation rows, once it has been asked."""
@@ -372,10 +323,6 @@ class SharedBaseTrainer:
 
     def end(self) -> None:
         """Stop computing; what is in a checkpoint stays."""
-        self._is_ending = True
-        with self._changed:
-            self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join()
+        self._computing.end()
         for trial_id in list(self._base.runs):
             self._let_go(trial_id)

@@ -22,6 +22,7 @@ SPACE = {"learning_rate": {"loguniform": [1e-4, 1e-2]}}
         ({"sweep": {"space": SPACE, "searcher": "optunna"}}, "sweep.searcher"),
         ({"sweep": {"space": SPACE}, "compute": {"workers": 1, "gpus_per_worker": 1000}}, "compute.workers"),
         ({"sweep": {"space": SPACE, "resolution": 0.001}}, "sweep.resolution"),
+        ({"sweep": {"space": SPACE}, "evaluate": {"task": {"metric": "json_fields"}}}, "evaluate.task.metric"),
         ({"sweep": {"space": {"learning_rates": [1e-4, 1e-2]}}}, "sweep.space.learning_rates"),
     ],
 )
