@@ -148,7 +148,7 @@ def test_a_date_that_does_not_exist_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_key_of_a_later_version_is_told_from_a_typing_error(tmp_path: Path) -> None:
-    error = refused(tmp_path, JOB + "serve: {port: 8000}\n")
+    error = refused(tmp_path, JOB.replace("epochs: 2", "lora_plus_ratio: 16.0"))
     assert error.kind == "unknown_key"
     assert "does not have yet" in error.hint
 

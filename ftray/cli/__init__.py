@@ -19,6 +19,7 @@ from ftray.cli.cluster import logs, status, stop, submit
 from ftray.cli.evaluation import evaluate
 from ftray.cli.experiments import experiment
 from ftray.cli.group import CommandLine
+from ftray.cli.keys import keys
 from ftray.cli.records import report, runs
 from ftray.cli.serving import serve
 from ftray.cli.start import doctor, init, quickstart, schema
@@ -68,6 +69,7 @@ app.command(rich_help_panel="Work")(evaluate)
 app.add_typer(adapters, name="adapters", rich_help_panel="Serve")
 app.command(rich_help_panel="Serve")(serve)
 app.add_typer(experiment, name="experiment", rich_help_panel="Serve")
+app.add_typer(keys, name="keys", rich_help_panel="Serve")
 app.command(rich_help_panel="Look")(runs)
 app.command(rich_help_panel="Look")(report)
 app.command(rich_help_panel="On a cluster")(submit)

@@ -17,7 +17,10 @@ from ftray.cli.streams import chatter_on_stderr
 from ftray.errors import InputError
 
 HEAVY = ("torch", "transformers", "ray", "datasets", "peft", "deepspeed", "pydantic", "numpy")
-COMMANDS = ("audit", "quickstart", "init", "doctor", "schema", "check", "train", "sweep", "evaluate", "runs", "report")
+COMMANDS = (
+    "audit", "quickstart", "init", "doctor", "schema", "check", "train", "sweep", "evaluate", "serve", "runs", "report",
+    "submit", "status", "logs", "stop",
+)  # fmt: skip
 
 
 def test_the_command_line_imports_nothing_heavy() -> None:
@@ -61,9 +64,11 @@ def test_usage_errors_exit_2_with_a_document(words: list[str], said: str, ftray:
 
 
 def test_every_command_takes_json_storage_and_quiet() -> None:
+    groups = {group.name: group.typer_instance.registered_commands for group in app.registered_groups}
+    assert set(groups) == {"adapters", "experiment", "keys"}
     names = {command.callback.__name__ for command in app.registered_commands if command.callback}
     assert names == set(COMMANDS)
-    for command in app.registered_commands:
+    for command in [*app.registered_commands, *(one for commands in groups.values() for one in commands or ())]:
         assert command.callback is not None
         assert {"json", "storage", "quiet"} <= command.callback.__annotations__.keys()
 
