@@ -136,7 +136,7 @@ SERVE_CASES: dict[str, Case] = {
     "serve.queue": Case(values=(2, 5), effect=refused_of_eight, given=("serve.slots=1",)),
     "serve.adapters": Case(values=([], ["nobody"]), effect=loaded_first),
     "serve.replicas": Case(values=(1, 2), effect=engines),
-    "serve.keys_file": Case(values=(None, "keys.json"), effect=asked_without_a_key),
+    "serve.keys_file": Case(values=(None, "./keys.json"), effect=asked_without_a_key),
     "serve.store": Case(values=("sqlite", "sqlite:///FOLDER/other.sqlite"), effect=stored_where),
     "serve.keep_answers": Case(values=(None, {"hours": 2}), effect=kept_hours),
     "serve.keep_answers.hours": Case(values=(2, 4), effect=kept_hours),
