@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PREFILL_TOKENS = 128
 AT_START = 8
-"""Times `prefill_tokens` go into one step while no row is running: nobody has to wait for it."""
+"""Times `prefill_tokens` are read in one step while no row is running."""
 SMALLEST_BUCKET = 16
 SMALLEST_COLUMNS = 256
 """The cache begins with room for so many tokens a row, and doubles."""
@@ -53,18 +53,19 @@ class Batcher:
         self.running = 0
         self.waiting: deque[Row] = deque()
         self.shadows: deque[Row] = deque()
+        self.probes: deque[Row] = deque()
         self.steps = 0
         self.prompt_tokens = 0
         self.completion_tokens = 0
 
     @property
     def has_work(self) -> bool:
-        return bool(self.rows or self.waiting or self.shadows)
+        return bool(self.rows or self.waiting or self.shadows or self.probes)
 
     def submit(self, row: Row) -> None:
         """Let a row wait for its turn."""
         assert row.most_columns <= (self.cache_tokens or row.most_columns), "a row fits the cache by itself"
-        (self.shadows if row.is_shadow else self.waiting).append(row)
+        (self.probes if row.probe else self.shadows if row.is_shadow else self.waiting).append(row)
 
     def cancel(self, row: Row) -> None:
         """Forget a row, wherever it is. Its place is free at once."""
@@ -77,12 +78,13 @@ class Batcher:
 
     def give_up(self) -> list[Row]:
         """Forget all rows, and return them."""
-        rows = [*self.rows, *self.waiting, *self.shadows]
+        queues = (self.waiting, self.shadows, self.probes)
+        rows = [*self.rows, *(row for queue in queues for row in queue)]
         for row in rows:
             row.ended = True
         self.rows, self.running = [], 0
-        self.waiting.clear()
-        self.shadows.clear()
+        for queue in queues:
+            queue.clear()
         self.passes.cache.reserve(1, SMALLEST_COLUMNS, used_columns=0)
         return rows
 
@@ -103,7 +105,13 @@ class Batcher:
         if not self.rows:
             return []
         self.steps += 1
-        grown = self._fill() if self.running < len(self.rows) else []
+        grown: list[Growth] = []
+        # While no row is running, nobody has to wait for a longer read.
+        budget = self.prefill_tokens * (1 if self.running else AT_START)
+        while self.running < len(self.rows):
+            budget -= self._fill(budget, grown)
+            if budget < SMALLEST_BUCKET:
+                break
         if self.running:
             grown += self._decode()
         if not self.rows and self.passes.cache.columns > SMALLEST_COLUMNS:
@@ -114,7 +122,9 @@ class Batcher:
 
     def _admit(self) -> None:
         """Give free places to those that wait, shadows last; who waits takes the place of a shadow."""
-        joining: list[Row] = []
+        # Probes have no token to give and go at once: they may exceed the slots for some steps.
+        joining = list(self.probes)
+        self.probes.clear()
         while self.waiting:
             row = self.waiting[0]
             if not self._has_room([*self.rows, *joining], row):
@@ -151,17 +161,20 @@ class Batcher:
         most = max(row.most_columns for row in rows)
         if len(rows) <= cache.places and needed <= cache.columns:
             return
-        places = max(cache.places, min(self.slots, _doubled(len(rows), 1)))
+        places = max(cache.places, len(rows), min(self.slots, _doubled(len(rows), 1)))
         wider = max(cache.columns, min(most, _doubled(needed, SMALLEST_COLUMNS)))
         if self.cache_tokens is not None and places * wider > self.cache_tokens:
-            places, wider = len(rows), min(most, self.cache_tokens // len(rows))
+            # A probe may exceed the bound for some steps; whoever is here has room in any case.
+            places, wider = len(rows), max(needed, min(most, self.cache_tokens // len(rows)))
         cache.reserve(places, wider, used_columns=min(cache.columns, max(row.cached for row in rows)))
 
     # What a step does
 
-    def _fill(self) -> list[Growth]:
-        """Read a chunk of some prompts of about the same length; those that are read wholly run from now on."""
-        budget = self.prefill_tokens * (1 if self.running else AT_START)
+    def _fill(self, budget: int, grown: list[Growth]) -> int:
+        """Read a chunk of some prompts of about the same length; those that are read wholly run from now on.
+
+        Adds what they have grown by to `grown`; returns the tokens that were read, padding included.
+        """
         joining = list(enumerate(self.rows))[self.running :]
         bucket = _bucket(min(budget, joining[0][1].length - joining[0][1].cached))
         chosen: list[tuple[int, Row]] = []
@@ -182,12 +195,20 @@ class Batcher:
             self.prompt_tokens += len(chunk.tokens)
             if row.cached == row.length:
                 ready.append((index, row))
-        if not ready:
-            return []
-        rows = [row for _, row in ready]
-        grown = self._take(rows, logits[[index for index, _ in ready]])
-        self._arrange(self.rows, [*self.rows[: self.running], *rows])
-        return grown
+        for index, row in ready:
+            if row.probe is not None:
+                row.ended = True
+                told = logits[index].float().cpu()
+                if not told.isfinite().all():
+                    self.passes.cache.clear(self.rows.index(row))
+                row.probe.set_result(told)
+        answering = [(index, row) for index, row in ready if row.probe is None]
+        rows = [row for _, row in answering]
+        if rows:
+            grown += self._take(rows, logits[[index for index, _ in answering]])
+        if ready:
+            self._arrange(self.rows, [*self.rows[: self.running], *rows])
+        return len(chunks) * max(len(chunk.tokens) for chunk in chunks)
 
     def _decode(self) -> list[Growth]:
         rows = self.rows[: self.running]

@@ -13,10 +13,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from ftray.errors import InputError
-from ftray.model.bank_route import BASE
 from ftray.registry.fingerprint import Proof, prove
 from ftray.serve.asking import (
     AdapterSource,
@@ -32,7 +32,7 @@ from ftray.serve.asking import (
 )
 from ftray.serve.loop import Delivery, StepLoop
 from ftray.serve.prompts import Format
-from ftray.serve.rows import Row, Speech
+from ftray.serve.rows import Row, Speech, make_probe
 from ftray.serve.sampler import Draw
 from ftray.serve.served import Served, load_served, probe_of, put_adapter
 
@@ -268,15 +268,14 @@ class BankEngine(Engine):
         return Resident(served=base, slot=slot, format=base.prompts.format_of(source.record))
 
     def _prove(self, resident: Resident, source: AdapterSource) -> Proof:
-        """Ask base and adapter the fingerprint's probe, between two steps; raise InputError `not_live`."""
+        """Ask base and adapter the fingerprint's probe as any prompt; raise InputError `not_live`."""
         base, tuned = self._started(), resident.served
-        probe = probe_of(source.record, base)
-        if tuned is base:
-            asked = self._loop.call(lambda: base.passes.ask_plainly(probe, [BASE, resident.slot]))
-            base_logits, logits = asked.result()
-        else:
-            base_logits = self._loop.call(lambda: base.passes.ask_plainly(probe, [BASE])).result()[0]
-            logits = self._loop.call(lambda: tuned.passes.ask_plainly(probe, [BASE])).result()[0]
+        tokens = probe_of(source.record, base)
+        asked = [(base, make_probe(tokens, base.vocabulary))]
+        asked.append((tuned, make_probe(tokens, tuned.vocabulary, slot=resident.slot)))
+        for served, row in asked:
+            self._loop.post(partial(served.batcher.submit, row))
+        base_logits, logits = (row.probe.result() for _, row in asked if row.probe is not None)
         return prove(source.record["fingerprint"], logits, base_logits, dtype=tuned.dtype)
 
     def _let_go(self, resident: Resident) -> None:

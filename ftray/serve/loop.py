@@ -20,6 +20,9 @@ from ftray.serve.rows import Row
 Result = TypeVar("Result")
 Delivery = tuple[Row, Piece | Exception]
 """What a row has grown by, or why it ended."""
+TOGETHER_SECONDS = 0.001
+"""How far apart those may come who begin together, while nobody is answered."""
+MOST_TOGETHER = 64
 logger = logging.getLogger(__name__)
 
 
@@ -51,8 +54,10 @@ class StepLoop:
         self._thread.join()
 
     def post(self, work: Callable[[], None]) -> None:
-        """Call something before the next step, in order; it must not raise."""
+        """Call something before the next step, in order; it must not raise. Raises EngineLost once it is stopped."""
         with self._wake:
+            if self._is_stopping:
+                raise EngineLost("the engine was stopped")
             self._inbox.append(work)
             self._wake.notify()
 
@@ -75,19 +80,30 @@ class StepLoop:
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not (self._inbox or self._is_stopping or any(batcher.has_work for batcher in self.batchers)):
-                    self._wake.wait()
-                if self._is_stopping:
-                    return
+                if not any(batcher.has_work for batcher in self.batchers):
+                    self._wait_for_work()
                 inbox, self._inbox = self._inbox, []
             for work in inbox:
                 work()
+            if self._is_stopping:
+                for batcher in self.batchers:
+                    _drop(batcher, EngineLost("the engine was stopped"))
+                return
             deliveries: list[Delivery] = []
             for batcher in self.batchers:
                 if batcher.has_work:
                     deliveries += self._step(batcher)
             if deliveries:
                 self._deliver(deliveries)
+
+    def _wait_for_work(self) -> None:
+        """Sleep until somebody asks, and until nobody else has for a moment: who comes together begins together."""
+        while not (self._inbox or self._is_stopping):
+            self._wake.wait()
+        came = 0
+        while came < len(self._inbox) < MOST_TOGETHER:
+            came = len(self._inbox)
+            self._wake.wait(TOGETHER_SECONDS)
 
     def _step(self, batcher: Batcher) -> list[Delivery]:
         late: list[Delivery] = [(row, DeadlinePassed()) for row in batcher.expired(self._clock())]
@@ -97,8 +113,18 @@ class StepLoop:
             # The thread goes on for those who come next; nobody is above it to hear of this.
             logger.exception("a step failed")
             what = "memory ran out" if is_out_of_memory(error) else f"{type(error).__name__}: {error}"
-            return late + [(row, EngineLost(f"the step failed: {what}")) for row in batcher.give_up()]
+            lost = EngineLost(f"the step failed: {what}")
+            return late + [(row, lost) for row in _drop(batcher, lost)]
         return late + [(growth.row, growth.piece or _not_a_number()) for growth in grown]
+
+
+def _drop(batcher: Batcher, error: EngineLost) -> list[Row]:
+    """Forget a batcher's rows, and return them; who waits for a probe hears why."""
+    rows = batcher.give_up()
+    for row in rows:
+        if row.probe is not None:
+            row.probe.set_exception(error)
+    return [row for row in rows if row.probe is None]
 
 
 def _not_a_number() -> RunError:

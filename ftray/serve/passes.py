@@ -104,18 +104,6 @@ class Passes:
         self.cache.aim_at(places_of, state[2], width=width)
         return self._forward(state[0], state[1], width, [chunk.slot for chunk in chunks])
 
-    @torch.inference_mode()
-    def ask_plainly(self, tokens: Sequence[int], slots: Sequence[int]) -> Tensor:
-        """Return the logits [slots, V] after a short text, by slot, past the cache."""
-        ids = torch.tensor([list(tokens)] * len(slots), device=self.device)
-        self._route(slots, len(tokens))
-        try:
-            answer: Tensor = self.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits
-        finally:
-            self._unroute()
-        self.passes += 1
-        return answer[:, -1].float()
-
     def _forward(self, ids: Tensor, positions: Tensor, width: int, slots: Sequence[int]) -> Tensor:
         self._route(slots, ids.shape[1])
         try:

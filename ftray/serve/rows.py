@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from ftray.model.bank_route import BASE
-from ftray.serve.asking import FinishReason, Piece, TokenLogprob
+from ftray.serve.asking import FinishReason, Piece, Sampling, TokenLogprob
 from ftray.serve.detokenise import Detokeniser, StopTexts, Vocabulary
 from ftray.serve.sampler import Chosen, Draw
 
@@ -81,6 +84,8 @@ class Row:
     cached: int = 0
     """Tokens of prompt and answer that are in the cache."""
     ended: bool = False
+    probe: Future[Tensor] | None = None
+    """For who asks for the logits [V] after the prompt instead of an answer."""
 
     @property
     def length(self) -> int:
@@ -113,3 +118,16 @@ class Row:
         if not is_cut and self.speech.finish():
             reason = "stop"
         return self.speech.last_piece(reason, prompt=len(self.prompt), count=len(self.answer))
+
+
+def make_probe(tokens: Sequence[int], vocabulary: Vocabulary, *, slot: int = BASE) -> Row:
+    """Return a row that reads tokens as any prompt is read, and gives the logits after them."""
+    return Row(
+        prompt=tokens,
+        limit=1,
+        stops=frozenset(),
+        draw=Draw(Sampling(temperature=0.0), seed=0),
+        speech=Speech(vocabulary),
+        slot=slot,
+        probe=Future(),
+    )

@@ -20,13 +20,13 @@ from ftray.serve.batcher import PREFILL_TOKENS, Batcher
 from ftray.serve.detokenise import Vocabulary
 from ftray.serve.passes import Chunk, Passes
 from ftray.serve.prompts import Prompts, vocabulary_of
-from ftray.serve.slots import SMALLEST_RANK, free_slot, grown, room_for
+from ftray.serve.slots import free_slot, grown, room_for
 
 if TYPE_CHECKING:
     from ftray.serve.loop import StepLoop
 
-FIRST_SLOTS = 4
-"""Slots of a new bank; it doubles."""
+FIRST_SLOTS, FIRST_RANK = 4, 16
+"""Of a new bank; they double."""
 CACHE_SHARE = {"cpu": 0.25, "cuda": 0.4}
 """Of the free memory, for keys and values; while they grow there are two copies of them."""
 MEASURED = 3
@@ -61,7 +61,7 @@ def load_served(
     """
     device = own_device()
     loaded = load_model(model, precision=own_precision()).to(device)  # type: ignore[arg-type]
-    bank = Bank(loaded, slots=FIRST_SLOTS, rank=SMALLEST_RANK) if takes_adapters else None
+    bank = Bank(loaded, slots=FIRST_SLOTS, rank=FIRST_RANK) if takes_adapters else None
     passes = Passes(loaded, bank=bank)
     passes.verify()
     limit = cache_bytes or int(_free_bytes(device) * CACHE_SHARE.get(device.type, 0.25))
@@ -101,7 +101,7 @@ def put_adapter(served: Served, folder: Path, loop: StepLoop) -> int:
     slot = free_slot(bank)
     assert slot is not None, "the bank has grown"
     bank.put(slot, adapter, factors)
-    loop.call(served.passes.forget_routes).result()
+    loop.post(served.passes.forget_routes)
     return slot
 
 

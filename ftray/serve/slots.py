@@ -14,8 +14,6 @@ import torch
 
 from ftray.model.bank import Adapter, Bank, BankLinear
 
-SMALLEST_RANK = 8
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Larger:

@@ -495,10 +495,10 @@ def test_answers_go_on_while_an_adapter_is_loaded(world: World) -> None:
             steps = engine.state().steps
             for number in (1, 2, 3):
                 await engine.load(world.sources[number])
-            assert engine.state().steps - steps > 6, "there are steps beside the three probes"
+            assert engine.state().steps - steps > 3, "there are steps beside those of the three probes"
             loading.clear()
             tokens = await task
-            assert during > 3
+            assert during > 1
             assert first_difference(world.models[0], [5, 9, 17], tokens) != "different"
 
     run(work())
