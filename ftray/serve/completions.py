@@ -148,7 +148,7 @@ def _new_id(shape: Shape) -> str:
 
 def _unit(request: Request, wanted: ChatRequest | CompletionRequest) -> str | None:
     """Return whose request it is: the header, else `user`, else `safety_identifier`, else the key."""
-    header = request.headers.get(UNIT_HEADER)
+    header = _utf8(request.headers.get(UNIT_HEADER))
     if header is not None:
         if not 0 < len(header) <= LONGEST_UNIT or not header.isprintable():
             raise refused(f"X-Ftray-Unit is 1 to {LONGEST_UNIT} printable characters.", param="X-Ftray-Unit")
@@ -161,6 +161,14 @@ def _unit(request: Request, wanted: ChatRequest | CompletionRequest) -> str | No
     # Without a keys file, whatever key a client sends still tells it from others.
     token = request.headers.get("authorization", "").partition(" ")[2].strip()
     return f"key:{hashlib.sha256(token.encode('utf-8', 'replace')).hexdigest()[:16]}" if token else None
+
+
+def _utf8(header: str | None) -> str | None:
+    """Return a header as its sender meant it: HTTP's Latin-1, unless its bytes are UTF-8."""
+    try:
+        return header and header.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        return header
 
 
 class _Spoken:

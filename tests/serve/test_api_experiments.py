@@ -191,6 +191,11 @@ def test_whose_request_it_is(tmp_path: Path) -> None:
                 outcome = {"experiment": "greeting", "unit": unit, "value": 1, "idempotency_key": f"k-{unit}"}
                 assert (await client.post("/v1/feedback", json=outcome)).json() == {"status": "recorded"}, unit
         async with here.client() as client:
+            headers = {"x-ftray-unit": "Zoë".encode()}
+            named = await client.post("/v1/chat/completions", json=chat("exp:greeting"), headers=headers)
+            outcome = {"experiment": "greeting", "unit": "Zoë", "value": 1, "idempotency_key": "k-zoe"}
+            assert named.status_code == 200
+            assert (await client.post("/v1/feedback", json=outcome)).status_code == 200
             refused = await client.post("/v1/chat/completions", json=chat("exp:greeting"))
             assert refused.status_code == 400
             assert refused.json()["error"]["code"] == "missing_unit"
