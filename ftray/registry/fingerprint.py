@@ -36,12 +36,16 @@ class Rounding:
 
 
 ROUNDING = {
-    "float64": Rounding(of_logits=1e-5, of_change=0.005),
-    "float32": Rounding(of_logits=1e-4, of_change=0.01),
-    "float16": Rounding(of_logits=2**-9, of_change=0.03),
-    "bfloat16": Rounding(of_logits=2**-6, of_change=0.1),
+    "float64": Rounding(of_logits=1e-5, of_change=0.001),
+    "float32": Rounding(of_logits=2e-4, of_change=0.002),
+    "float16": Rounding(of_logits=2**-10, of_change=0.01),
+    "bfloat16": Rounding(of_logits=2**-7, of_change=0.02),
 }
-"""Four units in the last place in half precision; in fp32, what other kernels and orders of addition may come to."""
+"""Two units in the last place of half precision; in fp32, what other kernels and orders of addition may come to.
+
+Measured with fingerprints in fp32 on ten trials of one campaign (stories3M on SNIPS, changes of 9 to 13 logits): asked
+in bf16, the right adapter is 0.06 to 0.16 logits away and the nearest of the others 0.46; in fp32, below 1e-5 and 0.45.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
