@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ftray.errors import InputError
 from ftray.serve.client import Endpoint
 
 HERE = Path(__file__).resolve().parent
@@ -147,10 +148,13 @@ def run_experiment(url: str, spec: Record, users: list[Record]) -> Record:
     with Endpoint(url) as endpoint:
         endpoint.post("/v1/experiments", spec)
         report: Record = {}
-        looks = []
+        looks, late = [], 0
         with ThreadPoolExecutor(USERS_AT_A_TIME) as pool:
             for begin in range(0, len(users), LOOK_EVERY):
-                seconds += pool.map(lambda user: one_user(url, spec["name"], user), users[begin : begin + LOOK_EVERY])
+                some = users[begin : begin + LOOK_EVERY]
+                for took, took_part in pool.map(lambda user: one_user(url, spec["name"], user), some):
+                    seconds.append(took)
+                    late += not took_part
                 report = endpoint.get(f"/v1/experiments/{spec['name']}/report")
                 looks.append({"users": min(begin + LOOK_EVERY, len(users)), "verdict": report["verdict"]})
                 if report["verdict"] != "collecting":
@@ -158,14 +162,15 @@ def run_experiment(url: str, spec: Record, users: list[Record]) -> Record:
         report.pop("history", None)
         return {
             "users": looks[-1]["users"],
+            "after_the_end": late,
             "looks": looks,
             "seconds_median": statistics.median(seconds),
             "report": report,
         }
 
 
-def one_user(url: str, experiment: str, user: Record) -> float:
-    """Ask once, tell whether it was right; return the seconds of the answer."""
+def one_user(url: str, experiment: str, user: Record) -> tuple[float, bool]:
+    """Ask once, tell whether it was right; return the seconds of the answer, and whether the user took part."""
     with Endpoint(url) as endpoint:
         began = time.perf_counter()
         answer = endpoint.post(
@@ -185,8 +190,13 @@ def one_user(url: str, experiment: str, user: Record) -> float:
             "value": said.strip().casefold() == user["intent"].casefold(),
             "idempotency_key": f"{experiment}-row-{user['row']}",
         }
-        endpoint.post("/v1/feedback", outcome)
-    return seconds
+        try:
+            endpoint.post("/v1/feedback", outcome)
+        except InputError:
+            # A winner ends the experiment while others ask: who comes then gets the winner, and is no unit.
+            assert endpoint.get(f"/v1/experiments/{experiment}")["status"] == "promoted"
+            return seconds, False
+    return seconds, True
 
 
 def tell(results: Record) -> None:
