@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
@@ -153,7 +154,9 @@ class ExperimentsApi:
             return _json(dict(report))
         if self._page is None:
             raise refused("This endpoint has no pages: ask for format=json.", param="format")
-        return HTMLResponse(self._page(dict(report), await self._outcomes.history(name)))
+        history = await self._outcomes.history(name)
+        # Drawing takes as long as many answers' steps.
+        return HTMLResponse(await asyncio.to_thread(self._page, dict(report), history))
 
 
 def _wants_html(request: Request) -> bool:

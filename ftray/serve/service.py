@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_drawing = threading.Lock()
 COUNT_SECONDS = 1.0
 """How often the engines are asked for their counts, for /metrics."""
 
@@ -62,10 +64,14 @@ def make_service(serving: Serving, engine: HandleEngine, outcomes: AsyncOutcomes
 
 
 def _page(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> str:
-    """Return a report as a page. What draws is loaded by the first who asks."""
+    """Return a report as a page, one at a time: what draws has settings of the whole process.
+
+    It is loaded by the first who asks.
+    """
     from ftray.report.experiment_render import render_experiment
 
-    return render_experiment(report, history)
+    with _drawing:
+        return render_experiment(report, history)
 
 
 async def _count(engine: HandleEngine) -> None:
