@@ -163,10 +163,12 @@ def build_app(serving: Serving, *, engine_cpus: float, engine_gpus: float) -> se
     """Return the Serve application of an endpoint."""
     from ftray.train.launch import worker_environment
 
+    # What it returns for a class is typed as what it returns without one.
+    deployment: Any = serve.deployment
     config = serving.config
     most = config.slots + config.queue
     environment = worker_environment(has_gpu=engine_gpus > 0)
-    engines = serve.deployment(
+    engines = deployment(
         EngineReplica,
         name=ENGINE,
         num_replicas=config.replicas,
@@ -184,7 +186,7 @@ def build_app(serving: Serving, *, engine_cpus: float, engine_gpus: float) -> se
             "runtime_env": {"env_vars": environment},
         },
     ).bind(serving)
-    outcomes = serve.deployment(
+    outcomes = deployment(
         OutcomesReplica,
         name=OUTCOMES,
         num_replicas=1,
@@ -195,7 +197,7 @@ def build_app(serving: Serving, *, engine_cpus: float, engine_gpus: float) -> se
         logging_config=QUIET,
         ray_actor_options={"num_cpus": 0, "resources": HEAD, "runtime_env": {"env_vars": environment}},
     ).bind(serving)
-    api = serve.deployment(
+    api = deployment(
         serve.ingress()(Ingress),
         name=INGRESS,
         num_replicas=1,
@@ -206,7 +208,8 @@ def build_app(serving: Serving, *, engine_cpus: float, engine_gpus: float) -> se
         logging_config=QUIET,
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": environment}},
     )
-    return api.bind(serving, engines, outcomes)
+    app: serve.Application = api.bind(serving, engines, outcomes)
+    return app
 
 
 def build(args: dict[str, str]) -> serve.Application:

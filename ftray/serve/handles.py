@@ -118,7 +118,8 @@ class HandleEngine(Engine):
     async def _generate(self, ask: Ask) -> AsyncIterator[Piece]:
         progress = Progress()
         for attempt in range(ATTEMPTS):
-            stream = self._handle.options(method_name="generate", stream=True).remote(ask)
+            # Typed as either of two: with stream=True it is the generator.
+            stream: Any = self._handle.options(method_name="generate", stream=True).remote(ask)
             ended = False
             try:
                 async for piece in stream:

@@ -119,10 +119,10 @@ def _require_live(engine: Any) -> None:
     try:
         for one in engine.broadcast("start").results():
             refused |= one
-    except ray.exceptions.RayTaskError as error:
-        if not isinstance(error.cause, FtrayError):
+    except ray.exceptions.RayTaskError as raised:
+        if not isinstance(raised.cause, FtrayError):
             raise
-        raise error.cause from None
+        raise raised.cause from None
     if not refused:
         return
     name, error = next(iter(refused.items()))
