@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ray.exceptions import RayActorError, RayTaskError
 
 from ftray.serve.asking import AdapterSource, Ask, Engine, EngineFull, EngineLost, EngineState, Loaded, Piece
+from ftray.serve.async_outcomes import StoreLost
 from ftray.serve.experiment import Outcomes
 
 if TYPE_CHECKING:
@@ -186,10 +187,6 @@ def total_state(states: Sequence[EngineState]) -> EngineState:
         digests=tuple(sorted(everywhere)),
         **{name: sum(getattr(state, name) for state in states) for name in counts},
     )
-
-
-class StoreLost(Exception):
-    """The store of outcomes does not answer: 503. What was not acknowledged may be sent again with the same key."""
 
 
 class HandleOutcomes:
