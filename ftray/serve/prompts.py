@@ -17,7 +17,7 @@ from ftray.errors import InputError
 from ftray.serve.asking import Ask
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,15 +52,21 @@ class _Turn(Message):
 class Prompts:
     """Reads what is asked of one base and its adapters. Any thread may ask."""
 
-    def __init__(self, tokenizer: Any, model: PreTrainedModel, *, positions: int | None) -> None:
-        """Use this tokenizer from now on. `positions`: the longest prompt and answer together."""
+    def __init__(
+        self, tokenizer: Any, *, vocabulary: int, ends: GenerationConfig | None, positions: int | None
+    ) -> None:
+        """Use this tokenizer from now on.
+
+        `vocabulary`: the tokens that the model can read; `ends`: its own word on what ends an answer; `positions`: the
+        longest prompt and answer together.
+        """
         self._tokenizer = tokenizer
         # Tokenizers do not bear two threads at a time.
         self._lock = threading.Lock()
         self._positions = positions
-        self._vocabulary = vocabulary_of(model)
-        ends = model.generation_config.eos_token_id if model.generation_config is not None else None
-        self._ends = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        self._vocabulary = vocabulary
+        end = None if ends is None else ends.eos_token_id
+        self._ends = frozenset(end if isinstance(end, list) else [] if end is None else [end])
         self.format = self._format_of(_own_template(tokenizer))
 
     def format_of(self, record: Mapping[str, Any]) -> Format:

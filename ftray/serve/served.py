@@ -75,7 +75,12 @@ def load_served(
         batcher=Batcher(passes, slots=slots, prefill_tokens=prefill, cache_tokens=tokens),
         # Two tokenizers: one thread reads prompts while another writes answers.
         vocabulary=Vocabulary(load_tokenizer(model)),
-        prompts=Prompts(load_tokenizer(model), loaded, positions=positions),
+        prompts=Prompts(
+            load_tokenizer(model),
+            vocabulary=vocabulary_of(loaded),
+            ends=loaded.generation_config,
+            positions=positions,
+        ),
         positions=positions,
     )
 
