@@ -130,7 +130,9 @@ def _estimate(one: Challenge) -> float:
 def _points(difference: Interval | None) -> str:
     if difference is None:
         return "no outcomes"
-    value, low, high = (100 * number for number in (difference.estimate, difference.low, difference.high))
+    # Weighted by propensities the estimate, and early on the interval, can leave what a difference of shares can be.
+    clipped = (min(1.0, max(-1.0, number)) for number in (difference.estimate, difference.low, difference.high))
+    value, low, high = (100 * number for number in clipped)
     return f"{value:+.1f} points ({low:+.1f} to {high:+.1f})"
 
 
