@@ -16,7 +16,7 @@ from ftray.model.bank import Bank
 from ftray.model.bank_peft import read_adapter
 from ftray.model.bank_route import BASE
 from ftray.model.base import load_model, load_tokenizer, own_device, own_precision
-from ftray.serve.batcher import PREFILL_TOKENS, Batcher
+from ftray.serve.batcher import PREFILL_TOKENS, SMALLEST_BUCKET, Batcher
 from ftray.serve.detokenise import Vocabulary
 from ftray.serve.passes import Chunk, Passes
 from ftray.serve.prompts import Prompts, vocabulary_of
@@ -140,7 +140,7 @@ def measured_prefill(passes: Passes, *, rows: int, positions: int | None) -> int
         )
     )
     passes.cache.reserve(1, 1, used_columns=0)
-    return max(PREFILL_TOKENS // 4, min(16 * PREFILL_TOKENS, int(size * step / fill)))
+    return max(SMALLEST_BUCKET, min(16 * PREFILL_TOKENS, int(size * step / fill)))
 
 
 def _seconds(work: Any) -> float:
