@@ -51,7 +51,7 @@ def main() -> None:
         "settings": settings,
     }
     for part in asked.parts:
-        results[part] = [record for threads in settings["threads"] for record in child(part, settings, threads)]
+        results[part] = [record for threads in settings["threads"][part] for record in child(part, settings, threads)]
         results["ended_at"] = datetime.now(UTC).isoformat(timespec="seconds")
         if not asked.quick or asked.output is not None:
             # After every part: what was measured is not lost with what fails.

@@ -211,12 +211,17 @@ def measure_hot_load(world: World, settings: dict[str, Any]) -> dict[str, Any]:
 
         for _ in range(how["loads"]):
             tasks = [asyncio.create_task(long(one)) for one in requests]
-            while len(arrived) < 20 * len(requests):
+            while len(arrived) < 10 * len(requests):
                 await asyncio.sleep(0.005)
             started = time.perf_counter()
             loaded = await engine.load(source)
             ended = time.perf_counter()
-            await asyncio.gather(*tasks)
+            seen = len(arrived)
+            while len(arrived) < seen + 5 * len(requests):
+                await asyncio.sleep(0.005)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
             loads.append({"seconds": loaded.seconds, **_stall(arrived, started, ended)})
             await engine.unload(source.digest)
             arrived.clear()

@@ -148,6 +148,12 @@ def test_an_adapter_is_spoken_to_in_its_own_format(world: World) -> None:
             pieces = await answer(engine, asked)
             by_text = await answer(engine, replace(asked, messages=None, prompt="<ab>"))
             assert tokens_of(pieces) == tokens_of(by_text)
+            own = {"name": "tokenizer", "source": None}
+            await engine.load(replace(source, digest="1" * 64, record={**source.record, "template": own}))
+            pieces = await answer(engine, replace(asked, digest="1" * 64))
+            text = "user: ab\nassistant:"
+            by_text = await answer(engine, replace(asked, digest="1" * 64, messages=None, prompt=text))
+            assert tokens_of(pieces) == tokens_of(by_text)
             resident = engine._residents[source.digest]
             assert resident.format.stops == {250}
             assert engine._base is not None
