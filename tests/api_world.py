@@ -17,7 +17,10 @@ from registry_world import record_of, write_files
 
 from ftray.errors import InputError
 from ftray.registry.registry import Registry, open_registry
-from ftray.serve.api import make_api
+from ftray.serve.api.application import make_api
+from ftray.serve.api.catalogue import fingerprint
+from ftray.serve.api.keys import Keyring
+from ftray.serve.api.local_catalogue import LocalCatalogue
 from ftray.serve.asking import (
     AdapterSource,
     Ask,
@@ -30,11 +33,8 @@ from ftray.serve.asking import (
     TokenLogprob,
     UnknownAdapter,
 )
-from ftray.serve.async_outcomes import AsyncOutcomes, ThreadedOutcomes
-from ftray.serve.catalogue import fingerprint
-from ftray.serve.keys import Keyring
-from ftray.serve.local_catalogue import LocalCatalogue
-from ftray.serve.outcomes import Store, open_outcomes
+from ftray.serve.outcomes.async_outcomes import AsyncOutcomes, ThreadedOutcomes
+from ftray.serve.outcomes.store import Store, open_outcomes
 from ftray.serve.plan import source_of
 
 BASE = "tiny"

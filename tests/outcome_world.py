@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from ftray.serve.assignment import assign
-from ftray.serve.experiment import Arm, Experiment, ExperimentSpec, Exposure, Guardrail, Outcomes
-from ftray.serve.outcomes import Store, open_outcomes
+from ftray.serve.experiment.assignment import assign
+from ftray.serve.experiment.spec import Arm, Experiment, ExperimentSpec, Exposure, Guardrail, Outcomes
+from ftray.serve.outcomes.store import Store, open_outcomes
 
 BASE_AND_TUNED = {"base": None, "tuned": "ab" * 32}
 

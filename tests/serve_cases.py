@@ -12,11 +12,11 @@ from leaf_case import Case
 
 from ftray.artifacts import digest_of
 from ftray.job import LoadedJob
+from ftray.serve.api.keys import add_key
 from ftray.serve.app import build_app, make_engine
 from ftray.serve.asking import Ask, Engine, EngineFull, EngineState, Sampling
-from ftray.serve.async_outcomes import ThreadedOutcomes
-from ftray.serve.keys import add_key
-from ftray.serve.outcomes import open_outcomes
+from ftray.serve.outcomes.async_outcomes import ThreadedOutcomes
+from ftray.serve.outcomes.store import open_outcomes
 from ftray.serve.plan import Serving, serving_of_job
 from ftray.serve.run import http_options
 from ftray.serve.service import make_service

@@ -50,7 +50,7 @@ def create(
 ) -> Outcome:
     """Begin an experiment: which models answer whose requests, and when one of them has won."""
     from ftray.jobfile import apply_sets, read_yaml, validate
-    from ftray.serve.experiment import ExperimentSpec
+    from ftray.serve.experiment.spec import ExperimentSpec
 
     content, lines = read_yaml(file)
     apply_sets(content, set or [])

@@ -15,7 +15,7 @@ from ftray.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ftray.serve.keys import Scope
+    from ftray.serve.api.keys import Scope
 
 FILE = "keys.json"
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is.", show_default=False)]
@@ -40,7 +40,7 @@ def _file(file: Path | None, storage: str | None) -> Path:
 
 
 def _scopes(given: list[str]) -> list[Scope]:
-    from ftray.serve.keys import Scope
+    from ftray.serve.api.keys import Scope
 
     known: tuple[Scope, ...] = get_args(Scope)
     for one in given:
@@ -65,7 +65,7 @@ def add(
     json: Json = False,
 ) -> Outcome:
     """Make a key and print it, once: the file keeps its hash alone. A running endpoint takes it at once."""
-    from ftray.serve.keys import add_key, key_record
+    from ftray.serve.api.keys import add_key, key_record
 
     place = _file(file, storage)
     key, text = add_key(place, name=name, scopes=_scopes(scope or ["infer"]))
@@ -84,7 +84,7 @@ def add(
 @keys.command("list")
 def list_keys(file: File = None, storage: Storage = None, quiet: Quiet = False, json: Json = False) -> Outcome:
     """List the keys by name; the keys themselves are nowhere."""
-    from ftray.serve.keys import key_record, read_keys
+    from ftray.serve.api.keys import key_record, read_keys
 
     place = _file(file, storage)
     found = read_keys(place)
@@ -105,7 +105,7 @@ def list_keys(file: File = None, storage: Storage = None, quiet: Quiet = False, 
 @keys.command()
 def remove(name: Name, file: File = None, storage: Storage = None, quiet: Quiet = False, json: Json = False) -> Outcome:
     """Revoke a key. A running endpoint refuses it from the next request on."""
-    from ftray.serve.keys import key_record, remove_key
+    from ftray.serve.api.keys import key_record, remove_key
 
     place = _file(file, storage)
     key = remove_key(place, name=name)

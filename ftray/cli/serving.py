@@ -84,8 +84,8 @@ def _plan(
     """Return what is to be served. Raises InputError for what cannot be."""
     from ftray.endpoint import ServeConfig
     from ftray.runs import storage_folder
+    from ftray.serve.api.keys import require_safe_binding
     from ftray.serve.app import with_config
-    from ftray.serve.keys import require_safe_binding
     from ftray.serve.plan import serving_of_adapters, serving_of_job
 
     files = [word for word in what if word.endswith((".yaml", ".yml")) or Path(word).is_file()]

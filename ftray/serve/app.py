@@ -112,10 +112,10 @@ def joined(pieces: list[Piece]) -> Piece:
 def make_engine(serving: Serving) -> Engine:
     """Return the engine that the job asks for, not started."""
     if serving.config.engine == "vllm":
-        from ftray.serve.vllm_engine import VllmEngine
+        from ftray.serve.engine.vllm_engine import VllmEngine
 
         return VllmEngine(serving.model, slots=serving.config.slots, queue=serving.config.queue)
-    from ftray.serve.engine import BankEngine
+    from ftray.serve.engine.bank_engine import BankEngine
 
     return BankEngine(serving.model, slots=serving.config.slots, queue=serving.config.queue)
 
@@ -124,7 +124,7 @@ class OutcomesReplica:
     """The one writer of exposures and outcomes; its calls wait in threads and share commits."""
 
     def __init__(self, serving: Serving) -> None:
-        from ftray.serve.outcomes import open_outcomes
+        from ftray.serve.outcomes.store import open_outcomes
 
         self._outcomes: Any = open_outcomes(serving.config.store, serving.storage)
         self._pool = ThreadPoolExecutor(SPARE_CALLS, thread_name_prefix="outcomes")

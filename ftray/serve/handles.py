@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from ray.exceptions import RayActorError, RayTaskError
 
 from ftray.serve.asking import AdapterSource, Ask, Engine, EngineFull, EngineLost, EngineState, Loaded, Piece
-from ftray.serve.async_outcomes import StoreLost
-from ftray.serve.experiment import Outcomes
+from ftray.serve.experiment.spec import Outcomes
+from ftray.serve.outcomes.async_outcomes import StoreLost
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle

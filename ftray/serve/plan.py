@@ -13,8 +13,8 @@ from ftray.errors import InputError
 from ftray.job import LoadedJob
 from ftray.model.base import identify, load_config
 from ftray.registry.registry import Registry, Resolved, open_registry
+from ftray.serve.api.catalogue import base_name
 from ftray.serve.asking import AdapterSource
-from ftray.serve.catalogue import base_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
-from ftray.serve.api import make_api
-from ftray.serve.async_outcomes import AsyncOutcomes
-from ftray.serve.keys import Keyring
-from ftray.serve.limits import Limits
-from ftray.serve.local_catalogue import LocalCatalogue
+from ftray.serve.api.application import make_api
+from ftray.serve.api.keys import Keyring
+from ftray.serve.api.limits import Limits
+from ftray.serve.api.local_catalogue import LocalCatalogue
+from ftray.serve.outcomes.async_outcomes import AsyncOutcomes
 from ftray.serve.plan import Serving, source_of
 
 if TYPE_CHECKING:

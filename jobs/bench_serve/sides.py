@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from ftray.registry.fingerprint import fingerprint
 from ftray.serve.asking import AdapterSource, Ask, Piece, Sampling
-from ftray.serve.engine import BankEngine
+from ftray.serve.engine.bank_engine import BankEngine
 
 PROBE = list(range(5, 21))
 TIE = 1e-4

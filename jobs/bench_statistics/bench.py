@@ -23,9 +23,9 @@ import numpy as np
 from rich.console import Console
 from scipy.stats import chi2
 
-from ftray.serve.statistics.comparison import MEMORY
-from ftray.serve.statistics.sample_ratio import ALARM
-from ftray.serve.tally import FEWEST
+from ftray.serve.experiment.statistics.comparison import MEMORY
+from ftray.serve.experiment.statistics.sample_ratio import ALARM
+from ftray.serve.experiment.tally import FEWEST
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ftray.serve.statistics.betting import STAKES
-from ftray.serve.statistics.comparison import Centre, Comparison
+from ftray.serve.experiment.statistics.betting import STAKES
+from ftray.serve.experiment.statistics.comparison import Centre, Comparison
 
 HERE = Path(__file__).resolve().parent
 VERSION = "0.0.11"

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import lfilter
 
-from ftray.serve.statistics.betting import STAKES
-from ftray.serve.statistics.comparison import MEMORY, PRIOR_MEAN, PRIOR_WEIGHT
-from ftray.serve.statistics.sample_ratio import PRIOR_WEIGHT as RATIO_WEIGHT
-from ftray.serve.statistics.sequences import TIGHTEST
+from ftray.serve.experiment.statistics.betting import STAKES
+from ftray.serve.experiment.statistics.comparison import MEMORY, PRIOR_MEAN, PRIOR_WEIGHT
+from ftray.serve.experiment.statistics.sample_ratio import PRIOR_WEIGHT as RATIO_WEIGHT
+from ftray.serve.experiment.statistics.sequences import TIGHTEST
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]

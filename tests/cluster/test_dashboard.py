@@ -11,8 +11,8 @@ import pytest
 from cluster_files import KUBERAY
 from prometheus_client.parser import text_string_to_metric_families
 
+from ftray.serve.api.metrics import Meters, Who
 from ftray.serve.asking import EngineState
-from ftray.serve.metrics import Meters, Who
 
 DASHBOARD: dict[str, Any] = json.loads((KUBERAY / "grafana" / "ftray.json").read_text(encoding="utf-8"))
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from api_world import BASE, World, chat, events, tell
 
-from ftray.serve.openai_answers import ChatCompletion, TextCompletion
+from ftray.serve.api.openai_answers import ChatCompletion, TextCompletion
 
 
 def test_a_chat_has_openai_s_shape(tmp_path: Path) -> None:

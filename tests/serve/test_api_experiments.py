@@ -13,11 +13,11 @@ import pytest
 from api_world import BASE, World, chat, client_of, events, experiment, tell, until
 
 from ftray.endpoint import KeepAnswers
-from ftray.serve.async_outcomes import ThreadedOutcomes
-from ftray.serve.experiment import Exposure
-from ftray.serve.keys import Keyring, add_key
-from ftray.serve.limits import Limits
-from ftray.serve.outcomes import open_outcomes
+from ftray.serve.api.keys import Keyring, add_key
+from ftray.serve.api.limits import Limits
+from ftray.serve.experiment.spec import Exposure
+from ftray.serve.outcomes.async_outcomes import ThreadedOutcomes
+from ftray.serve.outcomes.store import open_outcomes
 
 
 async def begin(client: httpx.AsyncClient, **more: Any) -> dict[str, Any]:

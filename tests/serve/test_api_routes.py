@@ -12,12 +12,12 @@ import pytest
 from api_world import BASE, World, chat, client_of, tell, until
 
 from ftray.errors import InputError
-from ftray.serve.access import GuardedRoute, Need
-from ftray.serve.api import document
+from ftray.serve.api.access import GuardedRoute, Need
+from ftray.serve.api.application import document
+from ftray.serve.api.keys import Keyring, Scope, add_key
+from ftray.serve.api.limits import Limits
+from ftray.serve.api.problems import Problem, problem_of
 from ftray.serve.asking import DeadlinePassed, EngineLost, UnknownAdapter
-from ftray.serve.keys import Keyring, Scope, add_key
-from ftray.serve.limits import Limits
-from ftray.serve.problems import Problem, problem_of
 
 OPEN = {"/healthz", "/readyz"}
 TOO_SMALL: dict[Need, tuple[Scope, ...]] = {

@@ -16,7 +16,7 @@ from api_server import Server, serving
 from api_world import World, chat, world
 from fastapi import FastAPI
 
-from ftray.serve.limits import Limits
+from ftray.serve.api.limits import Limits
 
 STEP_SECONDS = 0.05
 

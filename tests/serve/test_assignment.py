@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from ftray.serve.assignment import assign
-from ftray.serve.experiment import Arm, Experiment, ExperimentSpec, propensities
+from ftray.serve.experiment.assignment import assign
+from ftray.serve.experiment.spec import Arm, Experiment, ExperimentSpec, propensities
 
 UNITS = 20_000
 UNLIKELY = 1e-6

@@ -18,11 +18,11 @@ from ftray.errors import InputError
 from ftray.model.bank import Bank
 from ftray.model.base import load_model
 from ftray.serve.asking import Sampling
-from ftray.serve.batcher import Batcher
-from ftray.serve.detokenise import Vocabulary
-from ftray.serve.passes import Passes
-from ftray.serve.rows import Row, Speech
-from ftray.serve.sampler import Draw
+from ftray.serve.engine.batcher import Batcher
+from ftray.serve.engine.detokenise import Vocabulary
+from ftray.serve.engine.passes import Passes
+from ftray.serve.engine.rows import Row, Speech
+from ftray.serve.engine.sampler import Draw
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 VOCABULARY = Vocabulary(make_tokenizer())

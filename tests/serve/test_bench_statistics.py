@@ -13,9 +13,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from ftray.serve.statistics.comparison import Centre, Comparison
-from ftray.serve.statistics.sample_ratio import SampleRatio
-from ftray.serve.statistics.sequences import Moments
+from ftray.serve.experiment.statistics.comparison import Centre, Comparison
+from ftray.serve.experiment.statistics.sample_ratio import SampleRatio
+from ftray.serve.experiment.statistics.sequences import Moments
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "jobs" / "bench_statistics"
 PARTS = ("simulation", "traffic", "tables", "bench_report")

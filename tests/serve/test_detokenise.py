@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 from ftray.model.base import load_tokenizer
 from ftray.serve.asking import Sampling
-from ftray.serve.detokenise import REPLACEMENT, Detokeniser, StopTexts, Vocabulary
-from ftray.serve.rows import Row, Speech
-from ftray.serve.sampler import Chosen, Draw
+from ftray.serve.engine.detokenise import REPLACEMENT, Detokeniser, StopTexts, Vocabulary
+from ftray.serve.engine.rows import Row, Speech
+from ftray.serve.engine.sampler import Chosen, Draw
 
 ANY_TEXT = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from(" \n'.,ab🙂é日")), min_size=0, max_size=30)
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from serve_world import Process, ServeWorld, free_port, make_world, register, serving, write_adapter
 
-from ftray.serve.keys import add_key
+from ftray.serve.api.keys import add_key
 
 pytestmark = [
     pytest.mark.ray,

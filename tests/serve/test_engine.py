@@ -30,7 +30,7 @@ from ftray.serve.asking import (
     Sampling,
     UnknownAdapter,
 )
-from ftray.serve.engine import BankEngine
+from ftray.serve.engine.bank_engine import BankEngine
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 GREEDY = Sampling(temperature=0.0, max_tokens=12)

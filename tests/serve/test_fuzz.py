@@ -25,9 +25,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from ftray.serve.api import document
-from ftray.serve.keys import Keyring, add_key
-from ftray.serve.limits import Limits
+from ftray.serve.api.application import document
+from ftray.serve.api.keys import Keyring, add_key
+from ftray.serve.api.limits import Limits
 
 EXAMPLES = 20
 """Of each operation, in each mode."""

@@ -10,7 +10,7 @@ from api_world import World, chat, client_of, tell
 
 from ftray.endpoint import ServeConfig
 from ftray.errors import InputError
-from ftray.serve.keys import Keyring, add_key, is_loopback, read_keys, remove_key, require_safe_binding
+from ftray.serve.api.keys import Keyring, add_key, is_loopback, read_keys, remove_key, require_safe_binding
 
 
 def test_a_key_is_shown_once_and_kept_as_its_hash(tmp_path: Path) -> None:

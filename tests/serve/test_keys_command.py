@@ -11,7 +11,7 @@ import typer
 
 from ftray.cli.group import CommandLine
 from ftray.cli.keys import keys
-from ftray.serve.keys import Keyring
+from ftray.serve.api.keys import Keyring
 
 app = typer.Typer(cls=CommandLine, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(keys, name="keys")

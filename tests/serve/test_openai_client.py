@@ -15,12 +15,12 @@ from serve_world import ServeWorld, make_world
 
 from ftray.model.base import identify
 from ftray.registry.registry import open_registry
-from ftray.serve.api import make_api
-from ftray.serve.async_outcomes import ThreadedOutcomes
-from ftray.serve.engine import BankEngine
-from ftray.serve.keys import Keyring, add_key
-from ftray.serve.local_catalogue import LocalCatalogue
-from ftray.serve.outcomes import open_outcomes
+from ftray.serve.api.application import make_api
+from ftray.serve.api.keys import Keyring, add_key
+from ftray.serve.api.local_catalogue import LocalCatalogue
+from ftray.serve.engine.bank_engine import BankEngine
+from ftray.serve.outcomes.async_outcomes import ThreadedOutcomes
+from ftray.serve.outcomes.store import open_outcomes
 from ftray.serve.plan import source_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -12,8 +12,8 @@ import pytest
 from outcome_world import answer, digests, guardrails, opened, run_traffic, show, spec
 from postgres_server import MISSING, PostgresServer, find_binaries, postgres_server
 
-from ftray.serve.experiment import Contradiction, OutOfRange, UnknownResponse, propensities
-from ftray.serve.outcomes import Store
+from ftray.serve.experiment.spec import Contradiction, OutOfRange, UnknownResponse, propensities
+from ftray.serve.outcomes.store import Store
 
 RATES = {"base": 0.5, "tuned": 0.7, "other": 0.4}
 

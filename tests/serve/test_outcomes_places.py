@@ -15,15 +15,15 @@ import pytest
 from outcome_world import answer, digests, opened, run_traffic, show, spec
 
 from ftray.errors import InputError, RunError
-from ftray.serve.outcomes import open_outcomes
-from ftray.serve.outcomes_database import PostgresDatabase, SqliteDatabase, database_of, without_password
+from ftray.serve.outcomes.database import PostgresDatabase, SqliteDatabase, database_of, without_password
+from ftray.serve.outcomes.store import open_outcomes
 
 TESTS = Path(__file__).resolve().parent.parent
 WRITE_UNTIL_KILLED = """
 import sys, threading
 from pathlib import Path
 from outcome_world import answer, digests, show, spec
-from ftray.serve.outcomes import open_outcomes
+from ftray.serve.outcomes.store import open_outcomes
 
 store = open_outcomes("sqlite", Path(sys.argv[1]))
 experiment = store.create(spec(), digests(spec()))

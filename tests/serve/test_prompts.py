@@ -10,7 +10,7 @@ import pytest
 from ftray.model.base import load_model, load_tokenizer
 from ftray.quickstart.pretrain import tiny_base
 from ftray.serve.asking import Ask
-from ftray.serve.prompts import Prompts
+from ftray.serve.engine.prompts import Prompts
 
 CHAT = ({"role": "user", "content": "the sea"},)
 JINJA = "{% for m in messages %}{{ 'Q ' + m.content }}{% endfor %}{% if add_generation_prompt %}{{ ' A' }}{% endif %}"

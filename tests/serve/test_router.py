@@ -11,14 +11,14 @@ from api_world import BASE, World, experiment, tell
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftray.serve import router as router_module
-from ftray.serve.assignment import assign
-from ftray.serve.catalogue import base_name, experiment_name, spelling
-from ftray.serve.experiment import Experiment, ExperimentSpec, Exposure
-from ftray.serve.limits import MOST_CALLERS, Limits, Rate
-from ftray.serve.problems import Problem
-from ftray.serve.router import Router
-from ftray.serve.watch import Action, decide
+from ftray.serve.api import router as router_module
+from ftray.serve.api.catalogue import base_name, experiment_name, spelling
+from ftray.serve.api.limits import MOST_CALLERS, Limits, Rate
+from ftray.serve.api.problems import Problem
+from ftray.serve.api.router import Router
+from ftray.serve.api.watch import Action, decide
+from ftray.serve.experiment.assignment import assign
+from ftray.serve.experiment.spec import Experiment, ExperimentSpec, Exposure
 
 
 @pytest.mark.parametrize(

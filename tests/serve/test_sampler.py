@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftray.serve.asking import Sampling
-from ftray.serve.sampler import CANDIDATES, Draw, choose
+from ftray.serve.engine.sampler import CANDIDATES, Draw, choose
 
 DRAWS = 4000
 

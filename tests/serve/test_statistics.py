@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import gammaln
 
-from ftray.serve.statistics.betting import STAKES, Bet, log_mean
-from ftray.serve.statistics.comparison import MEMORY, Centre, Comparison
-from ftray.serve.statistics.preferences import Preferences, bradley_terry, resample_weights
-from ftray.serve.statistics.sample_ratio import ALARM, PRIOR_WEIGHT, SampleRatio
-from ftray.serve.statistics.sequences import TIGHTEST, Moments, half_width
+from ftray.serve.experiment.statistics.betting import STAKES, Bet, log_mean
+from ftray.serve.experiment.statistics.comparison import MEMORY, Centre, Comparison
+from ftray.serve.experiment.statistics.preferences import Preferences, bradley_terry, resample_weights
+from ftray.serve.experiment.statistics.sample_ratio import ALARM, PRIOR_WEIGHT, SampleRatio
+from ftray.serve.experiment.statistics.sequences import TIGHTEST, Moments, half_width
 
 FRACTIONS = st.lists(st.integers(min_value=-8, max_value=8).map(lambda eighths: eighths / 8), max_size=30)
 

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from outcome_world import digests, guardrails, spec
 
-from ftray.serve.experiment import Experiment, ExperimentSpec, propensities
-from ftray.serve.experiment_report import build_report
-from ftray.serve.statistics.sequences import Interval
-from ftray.serve.statistics.verdict import Challenge, Decision, Trip, decide
-from ftray.serve.tally import Tally
+from ftray.serve.experiment.report import build_report
+from ftray.serve.experiment.spec import Experiment, ExperimentSpec, propensities
+from ftray.serve.experiment.statistics.sequences import Interval
+from ftray.serve.experiment.statistics.verdict import Challenge, Decision, Trip, decide
+from ftray.serve.experiment.tally import Tally
 
 AT = "2026-01-02T03:04:05.678Z"
 

@@ -17,8 +17,8 @@ from vllm_stand_in import BASE_NAME, StandIn, serving
 
 from ftray.errors import InputError
 from ftray.serve.asking import Ask, DeadlinePassed, EngineFull, EngineLost, Piece, Sampling, UnknownAdapter
-from ftray.serve.vllm_engine import VllmEngine
-from ftray.serve.vllm_server import KEY, URL, Server, serve_command, wait_until_up
+from ftray.serve.engine.vllm_engine import VllmEngine
+from ftray.serve.engine.vllm_server import KEY, URL, Server, serve_command, wait_until_up
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 GREEDY = Sampling(temperature=0.0, max_tokens=12)

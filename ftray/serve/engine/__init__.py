@@ -1,0 +1,1 @@
+"""Whoever runs the model: the bank engine, and the vLLM one."""

@@ -1,0 +1,1 @@
+"""A/B experiments: what one is, who gets which arm, and statistics that may be looked at at any time."""
