@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,6 +51,7 @@ def running(serving: Serving, *, say: Say = lambda text: None) -> Iterator[Runni
     from ftray.train.launch import connect
 
     require_free_port(serving.config)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     say("Starting Ray Serve")
     started_here = connect()
     starts_serve = not serve.status().proxies
@@ -75,10 +78,25 @@ def running(serving: Serving, *, say: Say = lambda text: None) -> Iterator[Runni
             _drain(say)
             serve.delete(NAME)
     finally:
-        if starts_serve:
-            serve.shutdown()
-        if started_here:
-            ray.shutdown()
+        with _hushed():
+            if starts_serve:
+                serve.shutdown()
+            if started_here:
+                ray.shutdown()
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep standard error still: Ray complains that its own actors are gone while it is shut down."""
+    sys.stderr.flush()
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def http_options(serving: Serving) -> dict[str, Any]:
