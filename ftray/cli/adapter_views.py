@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 Record = Mapping[str, Any]
+GAP = 2
+"""Blanks between two columns."""
+FEWEST = 3
+"""Columns that are shown however narrow the screen is: what addresses an adapter is never cut."""
 
 
 def summary_of(record: Record, aliases: Mapping[str, Record]) -> dict[str, Any]:
@@ -64,16 +68,30 @@ def show_adapters(document: Record, console: Console) -> None:
         }
         for one in document["adapters"]
     ]
+    columns = _fitting(rows, console.width)
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in rows[0]:
-        # What addresses an adapter is never cut; a narrow screen loses what stands on the right.
-        is_whole = column in ("adapter", "aliases", "verdict")
-        width = max(len(row[column]) for row in rows) if is_whole else None
-        table.add_column(column, no_wrap=True, min_width=width)
+    for column in columns:
+        table.add_column(column, no_wrap=True, min_width=max(len(row[column]) for row in rows))
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*(row[column] for column in columns))
     console.print(table)
     console.print(f"in {document['registry']}", style="dim", markup=False, soft_wrap=True)
+
+
+def _fitting(rows: Sequence[Mapping[str, Any]], width: int) -> list[str]:
+    """Return the columns that a screen shows whole, from the left; the first three always, and empty ones never."""
+    found: list[str] = []
+    left = width
+    for column in rows[0]:
+        longest = max(len(row[column]) for row in rows)
+        needed = max(longest, len(column)) + GAP
+        if longest == 0:
+            continue
+        if len(found) >= FEWEST and needed - GAP > left:
+            break
+        found.append(column)
+        left -= needed
+    return found
 
 
 def show_adapter(record: Record, console: Console) -> None:
