@@ -21,6 +21,7 @@ from ftray.serve.engine.detokenise import Vocabulary
 from ftray.serve.engine.passes import Chunk, Passes
 from ftray.serve.engine.prompts import Prompts, vocabulary_of
 from ftray.serve.engine.slots import free_slot, grown, room_for
+from ftray.train.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from ftray.serve.engine.loop import StepLoop
@@ -60,6 +61,8 @@ def load_served(
     Raises InputError for one that cannot be loaded, or cannot share passes.
     """
     device = own_device()
+    if device.type == "cpu":
+        keep_freed_memory()
     loaded = load_model(model, precision=own_precision()).to(device)  # type: ignore[arg-type]
     bank = Bank(loaded, slots=FIRST_SLOTS, rank=FIRST_RANK) if takes_adapters else None
     passes = Passes(loaded, bank=bank)
