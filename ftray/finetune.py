@@ -234,7 +234,7 @@ def write_records(loaded: LoadedJob, prepared: Prepared) -> None:
         "smoke": loaded.smoke,
         "attempt_salt": loaded.attempt_salt,
         "base_folder": str(loaded.base),
-        "job": job.model_dump(mode="json"),
+        "job": job.model_dump(mode="json", exclude={"serve"}),
         "model_digest": identify(job.model).digest,
         "data_digests": prepared.datasets.digests,
         "replay": replay_record(prepared.datasets),

@@ -191,7 +191,7 @@ async def client_of(app: FastAPI, key: str | None = None) -> AsyncIterator[httpx
     headers = {"authorization": f"Bearer {key}"} if key else {}
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", headers=headers) as client,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost", headers=headers) as client,
     ):
         yield client
 

@@ -28,6 +28,9 @@ class CountedWords(WordEngine):
     async def refresh(self) -> EngineState:
         return self.state()
 
+    def why_not_ready(self) -> str | None:
+        return None
+
 
 def listening(loaded: LoadedJob, folder: Path) -> Any:
     return http_options(serving_of_job(loaded))

@@ -30,6 +30,9 @@ Host = Annotated[
     str | None, typer.Option("--host", help="Address to listen at; any but loopback needs API keys (serve.keys_file).")
 ]
 Port = Annotated[int | None, typer.Option("--port", min=1, max=65535, help="Port to listen at.")]
+Keys = Annotated[
+    Path | None, typer.Option("--keys", metavar="FILE", help="File of API keys (ftray keys); else serve.keys_file.")
+]
 Only = Annotated[
     list[str] | None,
     typer.Option("--adapter", metavar="NAME", help="With a job file: serve these adapters. Repeatable."),
@@ -42,6 +45,7 @@ def serve(
     model: Model = None,
     host: Host = None,
     port: Port = None,
+    keys: Keys = None,
     set: Sets = None,
     storage: Storage = None,
     quiet: Quiet = False,
@@ -49,10 +53,15 @@ def serve(
 ) -> Outcome:
     """Serve base and adapters behind an OpenAI-compatible API, with A/B experiments, until Ctrl-C or SIGTERM."""
     quieten_libraries()
+    from ftray.serve.api.keys import require_safe_binding
+    from ftray.serve.app import with_config
     from ftray.serve.plan import Serving
     from ftray.serve.run import running
 
-    serving: Serving = _plan(what or [], adapter or [], model, host, port, set or [], storage)
+    serving: Serving = _plan(what or [], adapter or [], model, set or [], storage)
+    changes = {"host": host, "port": port, "keys_file": str(keys.resolve()) if keys else None}
+    serving = with_config(serving, **{name: value for name, value in changes.items() if value is not None})
+    require_safe_binding(serving.config)
     began: dict[str, Any] = {}
     # SIGTERM is how service managers stop a service: it has done its work then.
     with interruptible():
@@ -72,20 +81,10 @@ def serve(
     return Outcome(document=document, show=show, is_answer=False, is_line=True)
 
 
-def _plan(
-    what: list[str],
-    only: list[str],
-    model: str | None,
-    host: str | None,
-    port: int | None,
-    sets: list[str],
-    storage: str | None,
-) -> Any:
+def _plan(what: list[str], only: list[str], model: str | None, sets: list[str], storage: str | None) -> Any:
     """Return what is to be served. Raises InputError for what cannot be."""
     from ftray.endpoint import ServeConfig
     from ftray.runs import storage_folder
-    from ftray.serve.api.keys import require_safe_binding
-    from ftray.serve.app import with_config
     from ftray.serve.plan import serving_of_adapters, serving_of_job
 
     files = [word for word in what if word.endswith((".yaml", ".yml")) or Path(word).is_file()]
@@ -112,9 +111,6 @@ def _plan(
                 hint="Name adapters without --adapter, or give the job file first.",
             )
         serving = serving_of_adapters(what, model=model, config=ServeConfig(), storage=storage_folder(storage))
-    changes = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-    serving = with_config(serving, **changes)
-    require_safe_binding(serving.config)
     return serving
 
 

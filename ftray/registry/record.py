@@ -45,7 +45,8 @@ def trained_record(
         "template": template_record(tokenization.template),
         "stop_token_ids": list(tokenization.stop_token_ids),
         "fingerprint": dict(fingerprint),
-        "job": job.model_dump(mode="json"),
+        # Where it is served is another matter, and may name a password.
+        "job": job.model_dump(mode="json", exclude={"serve"}),
         "card": card,
     }
 

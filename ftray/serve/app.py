@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
+import os
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,12 +20,14 @@ from ray import serve
 
 from ftray.errors import FtrayError, InputError
 from ftray.serve.asking import AdapterSource, Ask, Engine, EngineState, Loaded, Piece, UnknownAdapter
-from ftray.serve.plan import Serving, serving_of_job, source_of
+from ftray.serve.plan import Serving, serving_of_job
+
+log = logging.getLogger(__name__)
 
 ENGINE, INGRESS, OUTCOMES = "engine", "api", "outcomes"
 NAME = "ftray"
 """Of the Serve application."""
-DRAIN_SECONDS = 20.0
+DRAIN_SECONDS = 18.0
 """Longest time that answers under way have once the endpoint is told to stop."""
 SPARE_CALLS = 32
 """Calls of one engine beside its answers: loads and counts."""
@@ -40,23 +44,48 @@ class EngineReplica:
         self._engine: Engine
         self._refused: dict[str, FtrayError] = {}
         self._loading: dict[str, asyncio.Task[Loaded]] = {}
-        self._is_up = asyncio.Lock()
-        self._started = False
+        self._starting: asyncio.Task[None] | None = None
 
     async def start(self) -> dict[str, FtrayError]:
         """Load base and adapters, once; return the adapters that were refused, with the reason."""
-        async with self._is_up:
-            if not self._started:
-                # Not in the constructor: what is wrong would come out as a replica that Serve starts again and again.
-                self._engine = make_engine(self._serving)
-                await self._engine.start()
-                for source in self._serving.sources(self._registry):
-                    try:
-                        await self._engine.load(source)
-                    except FtrayError as error:
-                        self._refused[f"{source.name}@{source.digest}"] = error
-                self._started = True
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start())
+        starting = self._starting
+        try:
+            # Who asks first and goes again does not break it off for the others.
+            await asyncio.shield(starting)
+        except Exception:
+            if self._starting is starting:
+                self._starting = None
+            raise
         return self._refused
+
+    async def _start(self) -> None:
+        # Not in the constructor: what is wrong would come out as a replica that Serve starts again and again.
+        self._engine = make_engine(self._serving)
+        try:
+            await self._engine.start()
+        except BaseException:
+            await self._engine.stop()
+            raise
+        for adapter in self._serving.adapters:
+            try:
+                await self._engine.load(await asyncio.to_thread(self._serving.source, self._registry, adapter))
+            except FtrayError as error:
+                log.error("%s is not served: %s", adapter, error.message)
+                self._refused[adapter] = error
+
+    async def check_health(self) -> None:
+        """Raise where the engine has died: Serve then starts another replica."""
+        starting = self._starting
+        is_up = starting is not None and starting.done() and not starting.cancelled() and starting.exception() is None
+        if is_up and not self._engine.is_alive():
+            raise RuntimeError("the engine has died")
+
+    async def __del__(self) -> None:
+        """End what the engine has started."""
+        if hasattr(self, "_engine"):
+            await self._engine.stop()
 
     async def generate(self, ask: Ask) -> AsyncIterator[Piece]:
         """Yield an answer as it grows, or in one piece where nobody sees it grow."""
@@ -80,10 +109,11 @@ class EngineReplica:
 
     async def _fetch(self, digest: str) -> None:
         """Load an adapter that others have: this replica began before it was loaded, and was not told."""
-        record = next((one for one in self._registry.list() if one["digest"] == digest), None)
+        records = await asyncio.to_thread(self._registry.list)
+        record = next((one for one in records if one["digest"] == digest), None)
         if record is None:
             raise UnknownAdapter(digest)
-        await self.load(source_of(self._registry, self._registry.resolve(f"{record['name']}@{digest}")))
+        await self.load(await asyncio.to_thread(self._serving.source, self._registry, f"{record['name']}@{digest}"))
 
     async def unload(self, digest: str) -> None:
         """Forget an adapter."""
@@ -159,15 +189,21 @@ class Ingress:
         return int(self._door.close())
 
 
-def build_app(serving: Serving, *, engine_cpus: float, engine_gpus: float) -> serve.Application:
-    """Return the Serve application of an endpoint."""
+def build_app(
+    serving: Serving, *, engine_cpus: float, engine_gpus: float, grace_seconds: float = DRAIN_SECONDS
+) -> serve.Application:
+    """Return the Serve application of an endpoint.
+
+    `grace_seconds`: what answers under way have when it is deleted; none where it has been drained before.
+    """
     from ftray.train.launch import worker_environment
 
     # What it returns for a class is typed as what it returns without one.
     deployment: Any = serve.deployment
     config = serving.config
     most = config.slots + config.queue
-    environment = worker_environment(has_gpu=engine_gpus > 0)
+    vllm = {name: value for name, value in os.environ.items() if name.startswith("FTRAY_VLLM_")}
+    environment = worker_environment(has_gpu=engine_gpus > 0) | vllm
     engines = deployment(
         EngineReplica,
         name=ENGINE,
@@ -175,7 +211,7 @@ def build_app(serving: Serving, *, engine_cpus: float, engine_gpus: float) -> se
         # What is too much is refused by the engine itself, which says when to come again.
         max_ongoing_requests=2 * most + SPARE_CALLS,
         max_queued_requests=-1,
-        graceful_shutdown_timeout_s=DRAIN_SECONDS,
+        graceful_shutdown_timeout_s=grace_seconds,
         graceful_shutdown_wait_loop_s=0.1,
         health_check_period_s=2.0,
         max_constructor_retry_count=2,
@@ -191,7 +227,7 @@ def build_app(serving: Serving, *, engine_cpus: float, engine_gpus: float) -> se
         name=OUTCOMES,
         num_replicas=1,
         max_ongoing_requests=1024,
-        graceful_shutdown_timeout_s=DRAIN_SECONDS,
+        graceful_shutdown_timeout_s=grace_seconds,
         graceful_shutdown_wait_loop_s=0.1,
         health_check_period_s=2.0,
         logging_config=QUIET,
@@ -202,11 +238,12 @@ def build_app(serving: Serving, *, engine_cpus: float, engine_gpus: float) -> se
         name=INGRESS,
         num_replicas=1,
         max_ongoing_requests=config.replicas * 4 * most + SPARE_CALLS,
-        graceful_shutdown_timeout_s=DRAIN_SECONDS,
+        graceful_shutdown_timeout_s=grace_seconds,
         graceful_shutdown_wait_loop_s=0.1,
         health_check_period_s=2.0,
         logging_config=QUIET,
-        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": environment}},
+        # Where the file of keys is, and a registry that is a folder.
+        ray_actor_options={"num_cpus": 0, "resources": HEAD, "runtime_env": {"env_vars": environment}},
     )
     app: serve.Application = api.bind(serving, engines, outcomes)
     return app

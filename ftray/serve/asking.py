@@ -122,7 +122,7 @@ class EngineFull(Exception):
 
 
 class DeadlinePassed(Exception):
-    """The answer was not done in time: 504 before its first piece, an error event after it."""
+    """The answer was not done in time: 503 before its first piece, an error event after it."""
 
 
 class UnknownAdapter(Exception):
@@ -157,6 +157,9 @@ class Engine(Protocol):
 
     def state(self) -> EngineState:
         """Return the counts."""
+
+    def is_alive(self) -> bool:
+        """Return whether what was started still runs: a dead one is replaced."""
 
     def positions(self) -> int | None:
         """Return the longest prompt and answer together, in tokens; None where there is no limit."""

@@ -7,12 +7,16 @@ depends on its prompt, adapter, sampling and seed only, so that it goes on where
 from __future__ import annotations
 
 import asyncio
+import math
+import secrets
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
 
 from ftray.serve.asking import AdapterSource, Ask, Engine, EngineFull, EngineLost, EngineState, Loaded, Piece
 from ftray.serve.experiment.spec import Outcomes
@@ -30,8 +34,17 @@ RATE_OVER = 32
 STORE_SECONDS = 10.0
 """How long a call waits for a store that is being started again."""
 STORE_METHODS = frozenset(name for name in vars(Outcomes) if not name.startswith("_"))
-LOAD_SECONDS = 300.0
+FRESH_SECONDS = 15.0
+"""How old the engines' counts may be while they are taken to be there."""
+LOAD_SECONDS = 900.0
 """Longest time in which every replica must have loaded an adapter."""
+
+
+def unwrapped(error: Exception) -> Exception:
+    """Return what a replica has raised, or EngineLost where there is none that could."""
+    if isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
+        return error.cause
+    return EngineLost(f"no replica answers: {type(error).__name__}")
 
 
 class Progress:
@@ -86,6 +99,7 @@ class HandleEngine(Engine):
         self._most = most
         self._under_way = 0
         self._ends: deque[float] = deque(maxlen=RATE_OVER)
+        self._refreshed = -math.inf
         self._state = EngineState(
             digests=(), running=0, waiting=0, slots=0, steps=0, prompt_tokens=0, completion_tokens=0
         )
@@ -118,6 +132,9 @@ class HandleEngine(Engine):
 
     async def _generate(self, ask: Ask) -> AsyncIterator[Piece]:
         progress = Progress()
+        if ask.sampling.seed is None:
+            # Drawn here, so that whoever takes over draws the same answer.
+            ask = replace(ask, sampling=replace(ask.sampling, seed=secrets.randbits(63)))
         for attempt in range(ATTEMPTS):
             # Typed as either of two: with stream=True it is the generator.
             stream: Any = self._handle.options(method_name="generate", stream=True).remote(ask)
@@ -137,9 +154,9 @@ class HandleEngine(Engine):
                     raise EngineLost(f"{ATTEMPTS} replicas died while they answered") from error
                 progress.start_again()
                 await asyncio.sleep(RETRY_SECONDS)
-            except RayTaskError as error:
+            except (RayError, RayServeException) as error:
                 ended = True
-                raise error.cause from None
+                raise unwrapped(error) from None
             finally:
                 if not ended:
                     stream.cancel()
@@ -157,7 +174,18 @@ class HandleEngine(Engine):
         """Ask all replicas for their counts, and keep the sum for `state`."""
         states: list[EngineState] = await self._all("state")
         self._state = total_state(states)
+        self._refreshed = time.monotonic() if states else -math.inf
         return self._state
+
+    def why_not_ready(self) -> str | None:
+        """Return why no question would be answered now; None where the engines have said lately how they are."""
+        if time.monotonic() - self._refreshed > FRESH_SECONDS:
+            return "The engines do not answer."
+        return None
+
+    def is_alive(self) -> bool:
+        """Return whether the engines have said lately how they are."""
+        return self.why_not_ready() is None
 
     def state(self) -> EngineState:
         """Return the sum of the replicas' counts as they last were."""
@@ -174,8 +202,8 @@ class HandleEngine(Engine):
         response = self._handle.broadcast(method, *arguments)
         try:
             answers: Sequence[Any] = await response.results_async(timeout_s=LOAD_SECONDS)
-        except RayTaskError as error:
-            raise error.cause from None
+        except (RayError, RayServeException, TimeoutError) as error:
+            raise unwrapped(error) from None
         return list(answers)
 
 
@@ -201,15 +229,18 @@ class HandleOutcomes:
             raise AttributeError(method)
 
         async def call(*arguments: Any, **named: Any) -> Any:
-            deadline = time.monotonic() + STORE_SECONDS
-            while True:
-                try:
-                    return await self._handle.options(method_name="call").remote(method, arguments, named)
-                except RayActorError as error:
-                    if time.monotonic() > deadline:
-                        raise StoreLost("the store of outcomes does not come back") from error
-                    await asyncio.sleep(RETRY_SECONDS)
-                except RayTaskError as error:
-                    raise error.cause from None
+            try:
+                async with asyncio.timeout(STORE_SECONDS):
+                    while True:
+                        try:
+                            return await self._handle.options(method_name="call").remote(method, arguments, named)
+                        except RayActorError:
+                            await asyncio.sleep(RETRY_SECONDS)
+            except TimeoutError as error:
+                raise StoreLost("the store of outcomes does not come back") from error
+            except RayTaskError as error:
+                raise unwrapped(error) from None
+            except (RayError, RayServeException) as error:
+                raise StoreLost(f"the store of outcomes does not answer: {type(error).__name__}") from error
 
         return call

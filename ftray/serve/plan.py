@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ class Serving:
     """name@digest of what is loaded before the endpoint is ready."""
     positions: int | None
     """The longest prompt and answer together, in tokens."""
+    registry_url: str | None = None
+    """Where the registry is, when it is not in the storage folder."""
 
     @property
     def url(self) -> str:
@@ -42,11 +45,11 @@ class Serving:
 
     def registry(self) -> Registry:
         """Open the registry, in whichever process this is."""
-        return open_registry(self.storage)
+        return open_registry(self.storage, self.registry_url)
 
-    def sources(self, registry: Registry) -> list[AdapterSource]:
-        """Return what is loaded at the start, verified."""
-        return [source_of(registry, registry.resolve(adapter)) for adapter in self.adapters]
+    def source(self, registry: Registry, adapter: str) -> AdapterSource:
+        """Return an adapter as an engine loads it. Raises FtrayError where it is gone, or its files are others."""
+        return source_of(registry, registry.resolve(adapter))
 
 
 def source_of(registry: Registry, found: Resolved) -> AdapterSource:
@@ -112,11 +115,12 @@ def _base_of(found: Sequence[Resolved]) -> str:
             hint="Name the adapters of one of them: ftray serve NAME..., or a job file.",
         )
     (record,) = bases.values()
-    model = (record.get("job") or {}).get("model") or record["base"]["name"]
-    return str(model)
+    return str(record["base"].get("model") or record["base"]["name"])
 
 
 def _serving(model: str, config: ServeConfig, storage: Path, found: Sequence[Resolved]) -> Serving:
+    # Replicas have folders of their own to begin from.
+    model = str(Path(model).resolve()) if Path(model).is_dir() else model
     identity = identify(model)
     for one in found:
         if not _fits(one, identity.digest):
@@ -136,6 +140,7 @@ def _serving(model: str, config: ServeConfig, storage: Path, found: Sequence[Res
         storage=storage_place(str(storage)).resolve(),
         adapters=tuple(dict.fromkeys(f"{one.name}@{one.digest}" for one in found)),
         positions=None if positions is None else int(positions),
+        registry_url=os.environ.get("FTRAY_REGISTRY"),
     )
 
 

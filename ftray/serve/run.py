@@ -13,12 +13,17 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.serve.exceptions import RayServeException
 
-from ftray.errors import FtrayError, InputError, RunError
+from ftray.errors import FtrayError, InputError, RunError, is_out_of_memory
 from ftray.serve.app import DRAIN_SECONDS, ENGINE, INGRESS, NAME, build_app
+from ftray.serve.handles import unwrapped
 from ftray.serve.plan import Serving, require_free_port
 
 POLL_SECONDS = 0.1
+CALL_SECONDS = 5.0
+GRACE_SECONDS = 0.5
+"""What Serve waits beyond our own draining."""
 SPARE_SECONDS = 30.0
 """Beyond the deadline of an answer: before Serve's own proxy gives a request up, which the API does in time."""
 Say = Callable[[str], None]
@@ -50,15 +55,21 @@ def running(serving: Serving, *, say: Say = lambda text: None) -> Iterator[Runni
     """
     from ftray.train.launch import connect
 
-    require_free_port(serving.config)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    joins = os.environ.get("RAY_ADDRESS") is not None or ray.is_initialized()
+    if not joins:
+        require_free_port(serving.config)
     say("Starting Ray Serve")
     started_here = connect()
     starts_serve = not serve.status().proxies
     try:
+        if starts_serve and joins:
+            require_free_port(serving.config)
+        if not starts_serve:
+            _require_place_beside(serving)
+        cpus, gpus = _engine_resources(serving)
         _start_proxy(serving)
-        gpus = float(ray.cluster_resources().get("GPU", 0)) > 0
-        app = build_app(serving, engine_cpus=_engine_cpus(serving), engine_gpus=1.0 if gpus else 0.0)
+        app = build_app(serving, engine_cpus=cpus, engine_gpus=gpus, grace_seconds=GRACE_SECONDS)
         say(f"Loading {serving.base} and {len(serving.adapters)} adapters")
         try:
             serve.run(app, name=NAME, route_prefix="/")
@@ -71,8 +82,6 @@ def running(serving: Serving, *, say: Say = lambda text: None) -> Iterator[Runni
             ) from error
         try:
             _require_live(serve.get_deployment_handle(ENGINE, NAME))
-            if not starts_serve:
-                _require_reachable(serving)
             yield Running(serving=serving, models=_models(serving))
         finally:
             _drain(say)
@@ -125,10 +134,58 @@ def _start_proxy(serving: Serving) -> None:
         ) from error
 
 
-def _engine_cpus(serving: Serving) -> float:
-    """Return the cores of one engine: all of a machine's, shared out; the others wait for it anyway."""
-    cpus = float(ray.cluster_resources().get("CPU", 1))
-    return max(1.0, float(int(cpus // serving.config.replicas))) if os.environ.get("RAY_ADDRESS") is None else 1.0
+def _require_place_beside(serving: Serving) -> None:
+    """Raise InputError where the cluster's Serve, which runs already, is not for this endpoint; nothing is touched."""
+    from ftray.serve.client import Endpoint
+
+    if NAME in serve.status().applications:
+        raise InputError(
+            "this cluster serves an endpoint of ftray already",
+            kind="serve_taken",
+            given=serving.url,
+            allowed="one endpoint for a cluster",
+            hint="End it first (serve shutdown), or serve on another cluster.",
+        )
+    if serving.config.keys_file is None:
+        raise InputError(
+            "this cluster's Serve may listen anywhere, and the endpoint has no API keys",
+            kind="open_to_all",
+            given={"serve.keys_file": None},
+            allowed="a file of keys",
+            hint="Make one with ftray keys add, and name it: --keys FILE, or serve.keys_file.",
+            path="serve.keys_file",
+        )
+    try:
+        with Endpoint(serving.url) as endpoint:
+            endpoint.text("/-/healthz")
+    except FtrayError as error:
+        raise InputError(
+            f"Ray Serve runs on this cluster already, and does not listen at {serving.url}",
+            kind="serve_elsewhere",
+            given=serving.url,
+            allowed="the address that it was started with",
+            hint="Give its --host and --port, or end it: serve shutdown.",
+            path="serve.port",
+        ) from error
+
+
+def _engine_resources(serving: Serving) -> tuple[float, float]:
+    """Return the CPUs and GPUs of one engine. Raises InputError where the cluster can never hold all of them."""
+    replicas, total = serving.config.replicas, ray.cluster_resources()
+    cpus, gpus = float(total.get("CPU", 0)), float(total.get("GPU", 0))
+    wants_gpu = gpus > 0
+    if wants_gpu and replicas > gpus:
+        raise InputError(
+            f"{replicas} engines need a GPU each, and there are {gpus:g}",
+            kind="too_few_resources",
+            given=replicas,
+            allowed=f"1 to {gpus:g}",
+            hint="Lower serve.replicas.",
+            path="serve.replicas",
+        )
+    # On CPUs engines share what there is: a machine's cores where Ray is ours, a core each at most elsewhere.
+    share = cpus / replicas
+    return (share if os.environ.get("RAY_ADDRESS") is None else min(1.0, share)), (1.0 if wants_gpu else 0.0)
 
 
 def _require_live(engine: Any) -> None:
@@ -137,10 +194,15 @@ def _require_live(engine: Any) -> None:
     try:
         for one in engine.broadcast("start").results():
             refused |= one
-    except ray.exceptions.RayTaskError as raised:
-        if not isinstance(raised.cause, FtrayError):
-            raise
-        raise raised.cause from None
+    except (ray.exceptions.RayError, RayServeException) as raised:
+        cause = unwrapped(raised)
+        if isinstance(cause, FtrayError):
+            raise cause from None
+        raise RunError(
+            f"an engine could not start: {_last_line(cause)}",
+            kind="oom" if is_out_of_memory(str(raised)) else "node",
+            hint="Too little memory is the usual reason: fewer replicas (serve.replicas) or slots need less.",
+        ) from raised
     if not refused:
         return
     name, error = next(iter(refused.items()))
@@ -153,34 +215,19 @@ def _require_live(engine: Any) -> None:
     )
 
 
-def _require_reachable(serving: Serving) -> None:
-    """Raise InputError where the cluster's Serve, which was running before, listens elsewhere."""
+def _models(serving: Serving) -> list[str]:
+    """Return the names that can be asked; with keys those that were loaded, where nobody gives one that may ask."""
     from ftray.serve.client import Endpoint
 
+    names = [adapter.partition("@")[0] for adapter in serving.adapters]
+    loaded = [serving.base, *(f"{serving.base}:{name}" for name in dict.fromkeys(names))]
+    if serving.config.keys_file is not None and "FTRAY_API_KEY" not in os.environ:
+        return loaded
     try:
         with Endpoint(serving.url) as endpoint:
-            endpoint.get("/healthz")
-    except InputError as error:
-        raise InputError(
-            f"Ray Serve runs on this cluster already, and does not listen at {serving.url}",
-            kind="serve_elsewhere",
-            given=serving.url,
-            allowed="the address that it was started with",
-            hint="Give its --host and --port, or end it: serve shutdown.",
-            path="serve.port",
-        ) from error
-
-
-def _models(serving: Serving) -> list[str]:
-    from ftray.serve.client import Endpoint
-
-    key = os.environ.get("FTRAY_API_KEY")
-    if serving.config.keys_file is not None and key is None:
-        # Without a key the API tells nobody; what was loaded is known here.
-        names = [adapter.partition("@")[0] for adapter in serving.adapters]
-        return [serving.base, *(f"{serving.base}:{name}" for name in dict.fromkeys(names))]
-    with Endpoint(serving.url, key=key) as endpoint:
-        return [model["id"] for model in endpoint.get("/v1/models")["data"]]
+            return [model["id"] for model in endpoint.get("/v1/models")["data"]]
+    except InputError:
+        return loaded
 
 
 def _drain(say: Say) -> None:
@@ -188,7 +235,7 @@ def _drain(say: Say) -> None:
     ingress = serve.get_deployment_handle(INGRESS, NAME)
     deadline = time.monotonic() + DRAIN_SECONDS
     try:
-        while (under_way := sum(ingress.broadcast("close").results(timeout_s=DRAIN_SECONDS))) > 0:
+        while (under_way := sum(ingress.broadcast("close").results(timeout_s=CALL_SECONDS))) > 0:
             if time.monotonic() > deadline:
                 say(f"{under_way} answers are broken off")
                 return

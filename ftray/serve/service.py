@@ -46,6 +46,7 @@ def make_service(serving: Serving, engine: HandleEngine, outcomes: AsyncOutcomes
         limits=Limits(deadline_seconds=config.deadline_seconds),
         keep=config.keep_answers,
         page=_page,
+        why_not_ready=engine.why_not_ready,
     )
     inner = app.router.lifespan_context
 

@@ -121,7 +121,7 @@ def write_records(campaign: Campaign) -> None:
         "smoke": campaign.loaded.smoke,
         "attempt_salt": campaign.loaded.attempt_salt,
         "base_folder": str(campaign.loaded.base),
-        "job": campaign.loaded.job.model_dump(mode="json"),
+        "job": campaign.loaded.job.model_dump(mode="json", exclude={"serve"}),
         "data_digests": campaign.prepared.datasets.digests,
         "campaign": campaign.to_record(),
         "model_digest": identify(campaign.loaded.job.model).digest,

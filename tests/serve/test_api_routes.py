@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from api_world import BASE, World, chat, client_of, tell, until
+from api_world import BASE, World, chat, client_of, tell, until, world
 
 from ftray.errors import InputError
 from ftray.serve.api.access import GuardedRoute, Need
@@ -224,7 +224,7 @@ def test_what_the_engine_raises(error: Exception, status: int, code: str, tmp_pa
         here.engine.generate = broken  # type: ignore[method-assign]
         app = here.app()
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             for stream in (False, True):
                 answer = await client.post("/v1/chat/completions", json=chat(stream=stream))
                 assert answer.status_code == status
@@ -381,3 +381,35 @@ def test_the_metrics(tmp_path: Path) -> None:
                 assert line in answer.text.splitlines()
 
     tell(tmp_path, story)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"origin": "http://127.0.0.1:3000"}, 200),
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"host": "rebound.example:8000"}, 403),
+    ],
+    ids=["nobody's page", "a page of this machine", "another page", "a sandboxed page", "across", "rebound"],
+)
+def test_without_keys_no_foreign_page_is_answered(tmp_path: Path, headers: dict[str, str], status: int) -> None:
+    async def story() -> None:
+        async with world(tmp_path) as parts, parts.client() as client:
+            answer = await client.get("/v1/models", headers=headers)
+            assert answer.status_code == status
+            assert (await client.get("/healthz", headers=headers)).status_code == 200
+
+    asyncio.run(story())
+
+
+def test_with_keys_a_page_with_a_key_may_be_anywhere(tmp_path: Path) -> None:
+    async def story() -> None:
+        _, key = add_key(tmp_path / "keys.json", name="page", scopes=["infer"])
+        async with world(tmp_path) as parts, parts.client(keys=Keyring(tmp_path / "keys.json")) as client:
+            headers = {"authorization": f"Bearer {key}", "origin": "https://app.example", "host": "api.example"}
+            assert (await client.get("/v1/models", headers=headers)).status_code == 200
+
+    asyncio.run(story())

@@ -6,10 +6,12 @@ It is part of the route itself, so that a route without it cannot be written: `s
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
+from urllib.parse import urlsplit
 
 from fastapi import Request
 from fastapi.routing import APIRoute
@@ -40,6 +42,8 @@ class Access:
         """Return who asks. Raises Problem: 401 without a key, 403 with one for other things, 429 for too many."""
         if need == "open":
             return Caller(scopes=frozenset())
+        if self.keys.is_open:
+            _require_own_machine(request)
         caller = self.keys.identify(request.headers.get("authorization"))
         if caller is None:
             raise Problem(
@@ -52,6 +56,32 @@ class Access:
         if caller.name is not None:
             self.rate.take(caller.name)
         return caller
+
+
+def _require_own_machine(request: Request) -> None:
+    """Raise Problem (403) for what a foreign web page sends through this machine's own browser.
+
+    Without keys whoever is on this machine may do everything, and a page that somebody looks at is not: it is told by
+    its Origin, or, where its name has been made to point here, by the Host.
+    """
+    origin = request.headers.get("origin")
+    asked = [request.url.hostname, urlsplit(origin).hostname if origin is not None else "localhost"]
+    if request.headers.get("sec-fetch-site") == "cross-site" or not all(map(_is_own, asked)):
+        raise Problem(
+            403,
+            "Without API keys only this machine itself is answered, by a loopback name. Make keys: ftray keys add.",
+            code="foreign_origin",
+            kind="permission_error",
+        )
+
+
+def _is_own(host: str | None) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
 
 
 class GuardedRoute(APIRoute):

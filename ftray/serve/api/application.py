@@ -38,7 +38,7 @@ from ftray.serve.api.problems import spelled, unavailable
 from ftray.serve.api.router import Router
 from ftray.serve.api.tracker import Tracker
 from ftray.serve.api.watch import Watch
-from ftray.serve.asking import Engine
+from ftray.serve.asking import Engine, EngineLost
 from ftray.serve.outcomes.async_outcomes import AsyncOutcomes
 
 log = logging.getLogger(__name__)
@@ -114,6 +114,8 @@ def make_api(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await _restore(catalogue, outcomes)
+        # What had been decided when the last process ended is carried out.
+        watch.poke()
         housekeeping = asyncio.create_task(_keep_house(catalogue, outcomes))
         try:
             yield
@@ -194,8 +196,8 @@ async def _restore(catalogue: Catalogue, outcomes: AsyncOutcomes) -> None:
                 continue
             try:
                 await catalogue.restore(digest)
-            except FtrayError as error:
-                log.error("arm %s of the experiment %s cannot answer: %s", arm, experiment.spec.name, error.message)
+            except (FtrayError, EngineLost) as error:
+                log.error("arm %s of the experiment %s cannot answer: %s", arm, experiment.spec.name, error)
 
 
 async def _keep_house(catalogue: Catalogue, outcomes: AsyncOutcomes) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from ftray.errors import FtrayError
 from ftray.serve.api.catalogue import Catalogue
+from ftray.serve.asking import EngineLost
 from ftray.serve.experiment.spec import Experiment, ExperimentSpec, Status
 from ftray.serve.outcomes.async_outcomes import AsyncOutcomes
 
@@ -21,8 +22,6 @@ log = logging.getLogger(__name__)
 
 EVERY_SECONDS = 1.0
 """Between two looks, however many outcomes come."""
-NOT_NOW = {"lost_swap", "no_previous"}
-"""Kinds of the registry's errors after which there is nothing to be done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +67,7 @@ class Watch:
         self._task: asyncio.Task[None] | None = None
 
     def poke(self) -> None:
-        """Look soon: at once, or when the time since the last look is over. The last outcome is never missed."""
+        """Look soon: at once, or when the time since the last look is over. A look that fails is made again."""
         self._is_due = True
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
@@ -79,8 +78,9 @@ class Watch:
             try:
                 await self.look()
             except Exception:
-                # Nobody waits for this: it is said here, and the next outcomes try again.
+                # Nobody waits for this: it is said here, and tried again.
                 log.exception("the experiments could not be looked at")
+                self._is_due = True
             await asyncio.sleep(self._every_seconds)
 
     async def close(self) -> None:
@@ -108,12 +108,15 @@ class Watch:
                 status, reason = await self._promote(experiment, action)
             for arm in action.roll_back:
                 await self._roll_back(experiment, arm, reason)
-        except FtrayError as error:
-            if error.kind not in NOT_NOW or action.promote is not None:
+        except (FtrayError, EngineLost) as error:
+            said = error.message if isinstance(error, FtrayError) else str(error)
+            if action.promote is not None:
                 # Another look finds the alias where it is then.
-                log.error("experiment %s: %s", spec.name, error.message)
+                log.error("experiment %s: %s", spec.name, said)
                 return None
-            reason = f"{reason} The alias stays: {error.message}."
+            # The arm that does harm gets nobody any more, wherever the alias is.
+            log.error("experiment %s: its alias could not be rolled back: %s", spec.name, said)
+            reason = f"{reason} The alias stays: {said}."
         await self._outcomes.stop(spec.name, reason=reason, status=status)
         self._changed(spec.name)
         return action

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from ftray.errors import InputError
 from ftray.registry.fingerprint import Proof, prove
 from ftray.serve.asking import (
     AdapterSource,
@@ -133,6 +132,10 @@ class BankEngine(Engine):
             completion_tokens=sum(batcher.completion_tokens for batcher in batchers),
         )
 
+    def is_alive(self) -> bool:
+        """Return whether the thread that steps is there, once it has been started."""
+        return self._base is None or self._loop.is_alive
+
     # Answers
 
     async def generate(self, ask: Ask) -> AsyncIterator[Piece]:
@@ -237,7 +240,8 @@ class BankEngine(Engine):
                 resident = await self._bring(source)
             try:
                 proof = await self._in_loader(lambda: self._prove(resident, source))
-            except InputError:
+            except BaseException:
+                # Whatever went wrong: what is not proven is not there, and its slot is free again.
                 self._residents.pop(source.digest, None)
                 self._let_go(resident)
                 raise

@@ -46,6 +46,11 @@ class StepLoop:
         """Start the thread."""
         self._thread.start()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
     def stop(self) -> None:
         """End the thread after its present step; rows that run are forgotten."""
         with self._wake:
@@ -106,8 +111,9 @@ class StepLoop:
             self._wake.wait(TOGETHER_SECONDS)
 
     def _step(self, batcher: Batcher) -> list[Delivery]:
-        late: list[Delivery] = [(row, DeadlinePassed()) for row in batcher.expired(self._clock())]
+        late: list[Delivery] = []
         try:
+            late = [(row, DeadlinePassed()) for row in batcher.expired(self._clock())]
             grown = batcher.step()
         except Exception as error:
             # The thread goes on for those who come next; nobody is above it to hear of this.

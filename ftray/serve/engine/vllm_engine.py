@@ -126,6 +126,11 @@ class VllmEngine(Engine):
             **self._counts,
         )
 
+    def is_alive(self) -> bool:
+        """Return whether the server that this engine has started still runs; another one's is not its own."""
+        server = self._server
+        return server is None or server.process is None or server.process.poll() is None
+
     # Answers
 
     async def generate(self, ask: Ask) -> AsyncIterator[Piece]:
