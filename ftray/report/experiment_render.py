@@ -53,7 +53,8 @@ def headline(report: Mapping[str, Any]) -> Headline:
     if report["winner"]:
         label = f"{label}: {report['winner']}"
     ended = report["status_reason"]
-    reasons = (report["reason"], *((f"It has ended: {ended}",) if ended else ()))
+    # What ended it by itself is the verdict's own reason.
+    reasons = (report["reason"], *((f"It has ended: {ended}",) if ended and ended != report["reason"] else ()))
     return Headline(eyebrow="Verdict", label=label, tone=tone, reasons=reasons)
 
 
