@@ -36,7 +36,7 @@ STORE_SECONDS = 10.0
 STORE_METHODS = frozenset(name for name in vars(Outcomes) if not name.startswith("_"))
 FRESH_SECONDS = 15.0
 """How old the engines' counts may be while they are taken to be there."""
-LOAD_SECONDS = 900.0
+LOAD_SECONDS = 300.0
 """Longest time in which every replica must have loaded an adapter."""
 
 

@@ -17,15 +17,13 @@ from ray.serve.exceptions import RayServeException
 
 from ftray.errors import FtrayError, InputError, RunError, is_out_of_memory
 from ftray.serve.app import DRAIN_SECONDS, ENGINE, INGRESS, NAME, build_app
-from ftray.serve.handles import unwrapped
+from ftray.serve.handles import LOAD_SECONDS, unwrapped
 from ftray.serve.plan import Serving, require_free_port
 
 POLL_SECONDS = 0.1
 CALL_SECONDS = 5.0
 GRACE_SECONDS = 0.5
 """What Serve waits beyond our own draining."""
-SPARE_SECONDS = 30.0
-"""Beyond the deadline of an answer: before Serve's own proxy gives a request up, which the API does in time."""
 Say = Callable[[str], None]
 
 
@@ -109,12 +107,12 @@ def _hushed() -> Iterator[None]:
 
 
 def http_options(serving: Serving) -> dict[str, Any]:
-    """Return where Serve's proxy listens, and when it gives a request up."""
+    """Return where Serve's proxy listens, and when it gives a request up: after the API would have, in any case."""
     config = serving.config
     return {
         "host": config.host,
         "port": config.port,
-        "request_timeout_s": config.deadline_seconds + SPARE_SECONDS,
+        "request_timeout_s": config.deadline_seconds + LOAD_SECONDS,
     }
 
 
