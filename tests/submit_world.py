@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 from typer.testing import CliRunner
 
 from ftray.cli import app
@@ -136,11 +137,18 @@ def running_ray() -> Iterator[LiveRay]:
         wait_until_it_answers(ray, process)
         yield ray
     finally:
+        # Commands of jobs have sessions of their own, and outlive the node.
+        started: list[psutil.Process] = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            started = psutil.Process(process.pid).children(recursive=True)
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(3)
+        for left in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left.kill()
         shutil.rmtree(folder, ignore_errors=True)
 
 
