@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ftray.model.base import load_model, load_tokenizer
+from ftray.model.base import load_config, load_tokenizer
 from ftray.quickstart.pretrain import tiny_base
 from ftray.serve.asking import Ask
 from ftray.serve.engine.prompts import Prompts
@@ -20,7 +20,8 @@ JINJA = "{% for m in messages %}{{ 'Q ' + m.content }}{% endfor %}{% if add_gene
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Prompts:
     folder: Path = tmp_path_factory.mktemp("base")
     tiny_base(folder, seed=0)
-    return Prompts(load_tokenizer(str(folder)), load_model(str(folder)), positions=64)
+    vocabulary = load_config(str(folder)).vocab_size
+    return Prompts(load_tokenizer(str(folder)), vocabulary=vocabulary, ends=None, positions=64)
 
 
 def tokens(prompts: Prompts, record: dict[str, Any]) -> list[int]:
