@@ -50,7 +50,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few of everything: shows that it works")
     parser.add_argument("--only", nargs="+", choices=sorted(CASES), help="only these cases")
     asked = parser.parse_args()
-    os.environ.setdefault("FTRAY_SHARED", str(HERE.parents[2] / "shared"))
+    # The job file lies in a folder of its own, and would be read from there.
+    os.environ["FTRAY_SHARED"] = str(Path(os.environ.get("FTRAY_SHARED", HERE.parents[2] / "shared")).resolve())
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     counts = QUICK if asked.quick else FULL
     output = HERE / "endpoint.json"
@@ -108,7 +109,7 @@ class Place:
             popen = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, start_new_session=True)
         assert popen.stdout is not None
         line = popen.stdout.readline()
-        assert line, (self.folder / "serve.log").read_text()
+        assert line.strip().endswith(b"}"), (self.folder / "serve.log").read_text()
         try:
             yield Served(popen=popen, url=json.loads(line)["url"])
         finally:
