@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from ftray.artifacts import RunDirectory, try_lock
 from ftray.errors import RunError
 from ftray.job import Job
+from ftray.observe import log
 from ftray.tracking import Tracker, next_attempt, open_mirrors
 from ftray.train.checkpoint import find_checkpoints, load_checkpoint, newest_whole
 from ftray.train.engine import Engine
@@ -44,6 +45,7 @@ def sole_worker(run: RunDirectory, engine: Engine) -> Iterator[None]:
 @contextmanager
 def tracking(job: Job, run: RunDirectory, engine: Engine, display: Report, *, run_id: str) -> Iterator[Report]:
     """Give rank 0 the run's tracker, and the others a report that says nothing."""
+    log.bind(job=job.name, worker=engine.group.rank)
     if engine.group.rank != 0:
         yield lambda line: None
         return
@@ -71,4 +73,10 @@ def resume(training: Training, engine: Engine, run: RunDirectory, *, run_id: str
     event = {"step": training.progress.step, "epoch": training.epoch, "kind": "event"}
     for note in notes:
         report({**event, "event": note})
+    log.say(
+        f"goes on from step {step}" if step else "begins",
+        step=training.progress.step,
+        event="resumed" if step else "started",
+        workers=engine.group.size,
+    )
     report({**event, "event": f"resumed at step {step}" if step else "started", "workers": engine.group.size})

@@ -1,4 +1,4 @@
-"""Progress of long work on standard error: a live view on a terminal, plain lines elsewhere, nothing when quiet.
+"""Progress of long work on standard error: a live view on a terminal, lines elsewhere, nothing when quiet.
 
 A display is fed the lines of metrics.jsonl, by whichever thread reads them.
 """
@@ -18,6 +18,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from ftray.artifacts import read_json
+from ftray.observe.log import LEVELS, JsonLog, is_json
 from ftray.summary import duration, shown
 
 if TYPE_CHECKING:
@@ -139,6 +141,52 @@ class PlainLines:
             self.say(f"{done}/{total}  {detail}".rstrip())
 
 
+class JsonLines:
+    """A JSON object for each log line, evaluation and event: those that rank 0 reports."""
+
+    def __init__(self, metric: str) -> None:
+        self._log = JsonLog(worker=0)
+        self._course = Course(metric)
+        self._last_tenth = 0
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        """Show a line of metrics.jsonl."""
+        now = time.monotonic()
+        self._course.take(line, now)
+        event = str(line.get("event", line["kind"]))
+        # Lists are for reports; a log has the newest number.
+        numbers = {key: value for key, value in line.items() if "/" in key and not isinstance(value, list)}
+        self._log.write(
+            str(line.get("message", line.get("event", line["kind"]))),
+            level=LEVELS.get(event, "info"),
+            event=event.split()[0],
+            step=line["step"],
+            total_steps=self._course.total or None,
+            epoch=line["epoch"],
+            attempt=line.get("attempt"),
+            seconds_left=self._course.seconds_left(now),
+            **numbers,
+        )
+
+    def on_plan(self, prepared: Prepared) -> None:
+        """Show what is about to run."""
+        self._course.total = prepared.plan.total_steps
+        self._log.bind(run=prepared.run_id[:12], job=read_json(prepared.run.job)["job"]["name"])
+        for line in plan_lines(prepared):
+            self.say(line)
+
+    def say(self, text: str) -> None:
+        """Show what happens now."""
+        self._log.write(text, event="note")
+
+    def advance(self, done: int, total: int, detail: str = "") -> None:
+        """Show how far work other than training is."""
+        tenth = 10 * done // max(1, total)
+        if tenth != self._last_tenth:
+            self._last_tenth = tenth
+            self._log.write(detail, event="progress", done=done, total=total)
+
+
 class LiveView:
     """A bar with the last numbers below it; evaluations and events stay above, as lines."""
 
@@ -242,7 +290,9 @@ def open_display(*, quiet: bool, metric: str = "accuracy", console: Console | No
     console = console or Console(stderr=True, highlight=False)
     if quiet:
         console.quiet = True
-    if quiet or not console.is_terminal:
+    if is_json() and not quiet:
+        yield JsonLines(metric)
+    elif quiet or not console.is_terminal:
         yield PlainLines(console, metric)
     else:
         view = LiveView(console, metric)

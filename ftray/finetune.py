@@ -6,6 +6,7 @@ Everything that can be wrong is found before anything is started; everything tha
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,6 +29,9 @@ from ftray.errors import (
 from ftray.follow import following
 from ftray.job import LoadedJob, run_directory, run_id_of
 from ftray.model.base import identify, own_precision
+from ftray.observe.measures import RunMeasures
+from ftray.observe.ray_measures import RayInstruments
+from ftray.observe.spans import root, span
 from ftray.prepare import Datasets
 from ftray.registry.registry import open_registry
 from ftray.registry.store import RECORD_FILE
@@ -38,6 +42,8 @@ from ftray.train.plan import DataCounts, Machine, Plan, make_plan
 
 PACKAGES = ("ray", "torch", "transformers", "peft", "deepspeed", "datasets")
 FINISHED = ("completed", "early_stopped")
+SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray's Jobs API in the environment of a command that it runs."""
 Display = Callable[[dict[str, Any]], None]
 
 
@@ -81,9 +87,26 @@ def finetune(
         if not (run.report.exists() and run.diagnosis.exists()):
             write_report(run)
         return {**earlier, "reused": True}
+    with root("run", job=loaded.job.name, run=run_id[:12], smoke=loaded.smoke) as told:
+        result = _finetune(loaded, run_id, run, display=display, on_plan=on_plan, on_sampling=on_sampling)
+        told.set(status=result["status"], verdict=result["verdict"], steps=result["steps"])
+    return result
+
+
+def _finetune(
+    loaded: LoadedJob,
+    run_id: str,
+    run: RunDirectory,
+    *,
+    display: Display,
+    on_plan: Callable[[Prepared], None],
+    on_sampling: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """Do what is left of a run; as `finetune` says."""
     from ftray.sampling import require_same_texts
 
-    prepared = check(loaded, run_id=run_id, run=run)
+    with span("check"):
+        prepared = check(loaded, run_id=run_id, run=run)
     require_audit(prepared.audit)
     require_workers(prepared.plan)
     # A folder that holds another job's checkpoints is refused before anything is written into it.
@@ -99,8 +122,9 @@ def finetune(
         on_plan(prepared)
         result = train_and_evaluate(loaded, prepared, display)
         write_json(run.result, result)
-        write_report(run)
-        result = register(loaded, run, result)
+        with span("report"):
+            write_report(run)
+            result = register(loaded, run, result)
     return result
 
 
@@ -215,6 +239,14 @@ def require_workers(plan: Plan) -> None:
         require_place(plan)
 
 
+def join_cluster() -> None:
+    """Connect to the cluster that this command was submitted to: it trains alone, and its numbers are the cluster's."""
+    if SUBMITTED in os.environ:
+        from ftray.train.launch import connect
+
+        connect()
+
+
 def sample_replay(loaded: LoadedJob, prepared: Prepared, on_sampling: Callable[[int, int], None]) -> None:
     """Sample the texts that data.replay.sample_base asks for; once, for all workers and all later attempts."""
     from ftray.sampling import sample_base, sampling_of
@@ -253,6 +285,7 @@ def replay_record(datasets: Datasets) -> dict[str, Any] | None:
 def train_and_evaluate(loaded: LoadedJob, prepared: Prepared, display: Display) -> dict[str, Any]:
     """Run the workers and return result.json, also when they fail."""
     started_at, started = now(), time.perf_counter()
+    display = also_measured(display, loaded, prepared)
     try:
         outcome = run_workers(loaded, prepared, display)
         if outcome["data_digests"] != prepared.datasets.digests:
@@ -287,6 +320,19 @@ def train_and_evaluate(loaded: LoadedJob, prepared: Prepared, display: Display) 
     return result_record(loaded, prepared, outcome, started_at, started)
 
 
+def also_measured(display: Display, loaded: LoadedJob, prepared: Prepared) -> Display:
+    """Return a display whose lines are told as numbers, too, through the Ray there is."""
+    measures = RunMeasures(
+        RayInstruments(), job=loaded.job.name, run_id=prepared.run_id, total_steps=prepared.plan.total_steps
+    )
+
+    def show(line: dict[str, Any]) -> None:
+        display(line)
+        measures(line)
+
+    return show
+
+
 def run_workers(loaded: LoadedJob, prepared: Prepared, display: Display) -> dict[str, Any]:
     """Run the worker function in this process or on Ray Train."""
     from ftray.work import WorkOrder, run_ray_worker, work
@@ -299,6 +345,7 @@ def run_workers(loaded: LoadedJob, prepared: Prepared, display: Display) -> dict
         sampling_precision=own_precision(),
     )
     if prepared.plan.engine == "torch":
+        join_cluster()
         return work(order, told=1, display=display, datasets=prepared.datasets)
     from ftray.train.launch import launch
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import resource
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from ftray.job import Job, LoadedJob
 from ftray.model.base import load_model, load_tokenizer, longest_example, own_device, recompute_activations
 from ftray.model.forward import layout_for
 from ftray.model.lora import attach_lora
+from ftray.observe import log
+from ftray.observe.spans import root, span
 from ftray.prepare import Datasets, GateSettings, prepare
 from ftray.registry.probing import fingerprint_of_folder, prefixes
 from ftray.registry.record import trained_record
@@ -176,22 +179,24 @@ def work(order: WorkOrder, *, told: int, display: Report, datasets: Datasets | N
 
     `told`: how many workers Ray speaks of. `datasets`: the job's rows, where this process has read them already.
     """
-    ready = make_ready(order, told=told, datasets=datasets)
-    with attempting(ready, display) as (training, report):
-        clock = train_from(training, ready, report)
-        run = RunDirectory(order.run)
-        made_with = MadeWith(tokenization=ready.datasets.tokenization, data_digests=ready.datasets.digests)
-        evaluation = conclude(
-            order.loaded.job,
-            run,
-            training,
-            ready.engine,
-            ready.validation,
-            ready.final,
-            run_id=order.run_id,
-            made_with=made_with,
-        )
-        clock.evaluate += clock.lap()
+    with working(order):
+        ready = make_ready(order, told=told, datasets=datasets)
+        with attempting(ready, display) as (training, report):
+            clock = train_from(training, ready, report)
+            run = RunDirectory(order.run)
+            made_with = MadeWith(tokenization=ready.datasets.tokenization, data_digests=ready.datasets.digests)
+            with span("compare", tasks=len(ready.final.tasks), split=ready.final.split):
+                evaluation = conclude(
+                    order.loaded.job,
+                    run,
+                    training,
+                    ready.engine,
+                    ready.validation,
+                    ready.final,
+                    run_id=order.run_id,
+                    made_with=made_with,
+                )
+            clock.evaluate += clock.lap()
     return {**evaluation, **describe(training, ready.engine, clock), "data_digests": ready.datasets.digests}
 
 
@@ -200,14 +205,38 @@ def work_without_verdict(order: WorkOrder, *, told: int, display: Report) -> dic
 
     What a trial of a campaign does. Returns the part of `work` that comes of it.
     """
-    ready = make_ready(order, told=told)
-    with attempting(ready, display) as (training, report):
-        clock = train_from(training, ready, report)
+    with working(order):
+        ready = make_ready(order, told=told)
+        with attempting(ready, display) as (training, report):
+            clock = train_from(training, ready, report)
     return {**describe(training, ready.engine, clock), "data_digests": ready.datasets.digests}
+
+
+@contextmanager
+def working(order: WorkOrder) -> Iterator[None]:
+    """Let spans and log lines of this process name the run."""
+    log.bind(job=order.loaded.job.name, run=order.run_id[:12])
+    began = time.monotonic()
+    with root("worker", job=order.loaded.job.name, run=order.run_id[:12]):
+        try:
+            yield
+        except Exception as error:
+            log.say(
+                f"failed: {error}", level="error", event="failed", error=type(error).__name__,
+                seconds=time.monotonic() - began,
+            )  # fmt: skip
+            raise
+        log.say("has done its work", event="done", seconds=time.monotonic() - began)
 
 
 def make_ready(order: WorkOrder, *, told: int, datasets: Datasets | None = None) -> Ready:
     """Read the data, build model and engine, and see that the other workers are there; as `work` says."""
+    with span("load", model=order.loaded.job.model):
+        return _make_ready(order, told=told, datasets=datasets)
+
+
+def _make_ready(order: WorkOrder, *, told: int, datasets: Datasets | None) -> Ready:
+    began = time.monotonic()
     keep_freed_memory()
     reset_memory_peak()
     if order.plan.engine == "deepspeed":
@@ -224,6 +253,8 @@ def make_ready(order: WorkOrder, *, told: int, datasets: Datasets | None = None)
         stop_token_ids=datasets.tokenization.stop_token_ids,
         layout=layout_for(engine.model),
     )
+    seconds = time.monotonic() - began
+    log.say("data, model and engine are ready", event="loaded", worker=engine.group.rank, seconds=seconds)
     return Ready(order=order, datasets=datasets, final=final, engine=engine, validation=validation)
 
 
@@ -248,7 +279,8 @@ def train_from(training: Training, ready: Ready, report: Report) -> Clock:
     order = ready.order
     folder = RunDirectory(order.run).checkpoints
     checkpoints = CheckpointWriter(folder, run_id=order.run_id, keep=order.plan.keep_checkpoints)
-    return train(training, ready.engine, ready.validation, checkpoints, report)
+    with span("train", steps=training.plan.total_steps, engine=order.plan.engine, workers=ready.engine.group.size):
+        return train(training, ready.engine, ready.validation, checkpoints, report)
 
 
 def describe(training: Training, engine: Engine, clock: Clock) -> dict[str, Any]:

@@ -24,6 +24,7 @@ ROOMS = [
     {"audit"},
     {"model", "prepare"},
     {"evaluate", "selection", "doctor"},
+    {"observe"},
     {"train"},
     {"job", "report", "ranges", "speed"},
     {"estimate", "model_card", "attempt", "sampling"},
@@ -40,6 +41,7 @@ ROOMS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 RAY_FILES = {
+    "observe/ray_measures.py",
     "serve/app.py",
     "serve/handles.py",
     "serve/run.py",

@@ -271,21 +271,38 @@ def _submission(which: str, cluster: Cluster) -> Submission:
 def status(
     which: AnyOf = None,
     address: Address = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Show it again every two seconds, until Ctrl-C; on a terminal.")
+    ] = False,
     storage: Mounted = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> Outcome:
-    """Say how submissions stand: their state, and how far their runs are."""
+    """Show the cluster, its queue, and how far runs and campaigns are; with ID or JOB one of them in full."""
     quieten_libraries()
-    from ftray.submit.show import show_all, show_one
+    from ftray.submit.show import render_all, render_one, watch_status
     from ftray.submit.standing import stand, stand_all
 
     cluster = _cluster(address)
-    if which is None:
-        everything = stand_all(cluster, mounted=storage)
-        return Outcome(document=everything, show=lambda console: show_all(everything, console))
-    record = stand(cluster, _submission(which, cluster), mounted=storage)
-    return Outcome(document=record, show=lambda console: show_one(record, console))
+
+    def look() -> dict[str, Any]:
+        if which is None:
+            return stand_all(cluster, mounted=storage)
+        return stand(cluster, _submission(which, cluster), mounted=storage)
+
+    render = render_all if which is None else render_one
+    if watch:
+        if json:
+            raise InputError(
+                "--watch is for people, --json for programs",
+                kind="usage",
+                given="--watch --json",
+                allowed="one of them",
+                hint="Leave out --watch, and ask as often as you like.",
+            )
+        watch_status(lambda: render(look()))
+    record = look()
+    return Outcome(document=record, show=lambda console: console.print(render(record), soft_wrap=True))
 
 
 def logs(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from ftray.errors import FtrayError, Interrupted
+from ftray.errors import FtrayError, InputError, Interrupted
+from ftray.observe.log import JsonLog, is_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,9 +17,20 @@ LONGEST = 480
 
 def complain(error: FtrayError) -> None:
     """Print the error on standard error."""
+    if wants_json():
+        JsonLog().error(error)
+        return
     from rich.console import Console
 
     show_error(error, Console(stderr=True, highlight=False))
+
+
+def wants_json() -> bool:
+    """Return whether errors are for machines; an unknown format is what is complained about."""
+    try:
+        return is_json()
+    except InputError:
+        return False
 
 
 def show_error(error: FtrayError, console: Console) -> None:

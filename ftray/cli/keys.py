@@ -26,7 +26,9 @@ File = Annotated[
 Scopes = Annotated[
     list[str] | None,
     typer.Option(
-        "--scope", metavar="SCOPE", help="infer (the default), feedback or admin, which includes both. Repeatable."
+        "--scope",
+        metavar="SCOPE",
+        help="infer (the default), feedback, metrics, or admin, which includes them all. Repeatable.",
     ),
 ]
 

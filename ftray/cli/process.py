@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ftray.observe.log import is_json
+from ftray.observe.spans import require_exporter
+
 QUIET = {
     "DATASETS_VERBOSITY": "error",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -27,9 +30,14 @@ GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dri/renderD128")
 
 
 def quieten_libraries() -> None:
-    """Turn progress bars, hints and statistics of libraries off, before they are imported."""
+    """Turn progress bars, hints and statistics of libraries off, before they are imported.
+
+    Raises InputError where the environment asks for log lines or spans that there are none of.
+    """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    require_exporter(os.environ)
+    is_json()
     if not any(Path(device).exists() for device in GPU_DEVICES):
         # DeepSpeed, which other libraries import, would warn that it found no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

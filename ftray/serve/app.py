@@ -19,8 +19,11 @@ from typing import Any
 from ray import serve
 
 from ftray.errors import FtrayError, InputError
+from ftray.observe.ray_measures import RayInstruments
+from ftray.serve.api.metrics import EngineMeters
 from ftray.serve.asking import AdapterSource, Ask, Engine, EngineState, Loaded, Piece, UnknownAdapter
 from ftray.serve.plan import Serving, serving_of_job
+from ftray.train.secrecy import Secrets
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +32,8 @@ NAME = "ftray"
 """Of the Serve application."""
 DRAIN_SECONDS = 18.0
 """Longest time that answers under way have once the endpoint is told to stop."""
+TELL_SECONDS = 5.0
+"""How often an engine tells its counts to Ray's metrics, which are read less often."""
 SPARE_CALLS = 32
 """Calls of one engine beside its answers: loads and counts."""
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
@@ -38,13 +43,15 @@ HEAD = {"node:__internal_head__": 0.001}
 class EngineReplica:
     """One engine, and the adapters that it should have."""
 
-    def __init__(self, serving: Serving) -> None:
+    def __init__(self, serving: Serving, secrets: Secrets) -> None:
+        secrets.set()
         self._serving = serving
         self._registry = serving.registry()
         self._engine: Engine
         self._refused: dict[str, FtrayError] = {}
         self._loading: dict[str, asyncio.Task[Loaded]] = {}
         self._starting: asyncio.Task[None] | None = None
+        self._telling: asyncio.Task[None] | None = None
 
     async def start(self) -> dict[str, FtrayError]:
         """Load base and adapters, once; return the adapters that were refused, with the reason."""
@@ -74,6 +81,14 @@ class EngineReplica:
             except FtrayError as error:
                 log.error("%s is not served: %s", adapter, error.message)
                 self._refused[adapter] = error
+        self._telling = asyncio.create_task(self._tell())
+
+    async def _tell(self) -> None:
+        """Tell Ray's metrics how this engine is."""
+        meters = EngineMeters(RayInstruments())
+        while True:
+            meters.tell(self._engine.state())
+            await asyncio.sleep(TELL_SECONDS)
 
     async def check_health(self) -> None:
         """Raise where the engine has died: Serve then starts another replica."""
@@ -84,6 +99,8 @@ class EngineReplica:
 
     async def __del__(self) -> None:
         """End what the engine has started."""
+        if self._telling is not None:
+            self._telling.cancel()
         if hasattr(self, "_engine"):
             await self._engine.stop()
 
@@ -168,7 +185,8 @@ class OutcomesReplica:
 class Ingress:
     """The API before engines and store."""
 
-    def __init__(self, serving: Serving, engine: Any, outcomes: Any) -> None:
+    def __init__(self, serving: Serving, engine: Any, outcomes: Any, secrets: Secrets) -> None:
+        secrets.set()
         self._serving, self._engine, self._outcomes = serving, engine, outcomes
         self._door: Any = None
 
@@ -181,7 +199,8 @@ class Ingress:
         config = self._serving.config
         most = config.replicas * (config.slots + config.queue)
         engine = HandleEngine(self._engine, positions=self._serving.positions, most=most)
-        self._door = Drain(make_service(self._serving, engine, HandleOutcomes(self._outcomes)))
+        outcomes = HandleOutcomes(self._outcomes)
+        self._door = Drain(make_service(self._serving, engine, outcomes, instruments=RayInstruments()))
         return self._door
 
     async def close(self) -> int:
@@ -196,14 +215,14 @@ def build_app(
 
     `grace_seconds`: what answers under way have when it is deleted; none where it has been drained before.
     """
-    from ftray.train.launch import worker_environment
+    from ftray.train.launch import own_secrets, worker_environment
 
     # What it returns for a class is typed as what it returns without one.
     deployment: Any = serve.deployment
     config = serving.config
     most = config.slots + config.queue
     vllm = {name: value for name, value in os.environ.items() if name.startswith("FTRAY_VLLM_")}
-    environment = worker_environment(has_gpu=engine_gpus > 0) | vllm
+    environment, secrets = worker_environment(has_gpu=engine_gpus > 0) | vllm, own_secrets()
     engines = deployment(
         EngineReplica,
         name=ENGINE,
@@ -221,7 +240,7 @@ def build_app(
             "num_gpus": engine_gpus,
             "runtime_env": {"env_vars": environment},
         },
-    ).bind(serving)
+    ).bind(serving, secrets)
     outcomes = deployment(
         OutcomesReplica,
         name=OUTCOMES,
@@ -245,7 +264,7 @@ def build_app(
         # Where the file of keys is, and a registry that is a folder.
         ray_actor_options={"num_cpus": 0, "resources": HEAD, "runtime_env": {"env_vars": environment}},
     )
-    app: serve.Application = api.bind(serving, engines, outcomes)
+    app: serve.Application = api.bind(serving, engines, outcomes, secrets)
     return app
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
+from ftray.observe.measures import Instruments
 from ftray.serve.api.application import make_api
 from ftray.serve.api.keys import Keyring
 from ftray.serve.api.limits import Limits
@@ -29,7 +30,9 @@ COUNT_SECONDS = 1.0
 """How often the engines are asked for their counts, for /metrics."""
 
 
-def make_service(serving: Serving, engine: HandleEngine, outcomes: AsyncOutcomes) -> FastAPI:
+def make_service(
+    serving: Serving, engine: HandleEngine, outcomes: AsyncOutcomes, *, instruments: Instruments | None = None
+) -> FastAPI:
     """Return the application of an endpoint. Raises InputError for a file of keys that cannot be used."""
     config = serving.config
     registry = serving.registry()
@@ -47,6 +50,7 @@ def make_service(serving: Serving, engine: HandleEngine, outcomes: AsyncOutcomes
         keep=config.keep_answers,
         page=_page,
         why_not_ready=engine.why_not_ready,
+        instruments=instruments,
     )
     inner = app.router.lifespan_context
 

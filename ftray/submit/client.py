@@ -7,7 +7,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +51,16 @@ class Node:
     is_head: bool
     cpus: float
     gpus: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What a cluster has given out, and what waits for it."""
+
+    used: Mapping[str, float] | None
+    """Amounts by Ray's names (CPU, GPU); None where its autoscaler does not tell."""
+    waiting: Sequence[tuple[Mapping[str, float], int]] = ()
+    """Resources that tasks, actors and placement groups ask for and have not got, and how often."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +124,15 @@ class Cluster:
             if any(node.is_head for node in nodes) or time.monotonic() > deadline:
                 return nodes
             time.sleep(0.5)
+
+    def load(self) -> Load:
+        """Return what is given out and what waits, as the cluster's autoscaler saw it last, seconds ago."""
+        with self._asking():
+            answer = self._client._do_request("GET", "/api/cluster_status")
+        told = (answer.json().get("data") or {}) if answer.status_code == 200 else {}
+        status = told.get("clusterStatus") or told.get("cluster_status") or {}
+        report = status.get("loadMetricsReport") or status.get("load_metrics_report")
+        return _load(report or {})
 
     def submissions(self) -> list[Submission]:
         """Return what ftray has submitted, the first one first."""
@@ -238,6 +257,20 @@ def _node(row: Mapping[str, Any]) -> Node:
     has = row.get("resources_total") or {}
     cpus, gpus = float(has.get("CPU", 0)), float(has.get("GPU", 0))
     return Node(address=row["node_ip"], is_head=row["is_head_node"], cpus=cpus, gpus=gpus)
+
+
+def _load(report: Mapping[str, Any]) -> Load:
+    """Return what an autoscaler's report says; the dashboard spells its keys in its own way."""
+    usage = report.get("usage")
+    demands = report.get("resourceDemand") or report.get("resource_demand") or []
+    groups = report.get("pgDemand") or report.get("pg_demand") or []
+    waiting = [(dict(wanted), int(count)) for wanted, count in demands]
+    for group, count in groups:
+        # A placement group: its bundles come together or not at all.
+        for bundle, times in group.get("bundles", []):
+            waiting.append((dict(bundle), int(count) * int(times)))
+    used = None if usage is None else {name: float(pair[0]) for name, pair in usage.items() if name in ("CPU", "GPU")}
+    return Load(used=used, waiting=waiting)
 
 
 def _submission(job: Any) -> Submission:

@@ -1,35 +1,48 @@
-"""How submissions stand, for people: a table of all, or the lines of one."""
+"""How submissions stand, for people: the cluster and a table of all, or the lines of one; once, or again and again."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
 
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ftray.errors import InputError
 from ftray.summary import duration
 
-if TYPE_CHECKING:
-    from rich.console import Console
+WATCH_SECONDS = 2.0
 
 STYLES = {"queued": "yellow", "running": "cyan", "succeeded": "green", "failed": "red", "stopped": "yellow"}
 
 
-def show_all(record: Mapping[str, Any], console: Console) -> None:
-    """Print the cluster and a table of its submissions."""
-    cluster = record["cluster"]
-    nodes = f"{cluster['nodes']} node{'' if cluster['nodes'] == 1 else 's'}"
-    console.print(
-        f"{record['address']}: {nodes}, {cluster['cpus']:g} CPUs, {cluster['gpus']:g} GPUs",
-        markup=False,
-        soft_wrap=True,
-    )
+def watch_status(look: Callable[[], RenderableType]) -> NoReturn:
+    """Show what `look` returns until Ctrl-C, which raises KeyboardInterrupt. Raises InputError without a terminal."""
+    console = Console()
+    if not console.is_terminal:
+        raise InputError(
+            "--watch needs a terminal",
+            kind="usage",
+            given="--watch",
+            allowed="a terminal; elsewhere ftray status, or ftray logs --follow",
+            hint="Leave out --watch.",
+        )
+    with Live(look(), console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            time.sleep(WATCH_SECONDS)
+            live.update(look(), refresh=True)
+
+
+def render_all(record: Mapping[str, Any]) -> RenderableType:
+    """Return the cluster, what waits for it, and a table of its submissions."""
+    lines = [Text(line) for line in cluster_lines(record)]
     if not record["submissions"]:
-        console.print("Nothing has been submitted with ftray.")
-        return
+        return Group(*lines, Text("Nothing has been submitted with ftray."))
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for name in ("submission", "job", "state", "done", "rate", "left", "verdict"):
+    for name in ("submission", "job", "state", "done", "best", "rate", "left", "verdict"):
         table.add_column(name, no_wrap=True)
     for one in record["submissions"]:
         table.add_row(
@@ -37,20 +50,50 @@ def show_all(record: Mapping[str, Any], console: Console) -> None:
             one["name"] + (" (smoke)" if one["smoke"] else ""),
             Text(one["state"], style=STYLES[one["state"]]),
             done(one),
+            best(one),
             rate(one),
             left(one),
             one["verdict"] or "",
         )
-    console.print(table)
+    return Group(*lines, table)
 
 
-def show_one(record: Mapping[str, Any], console: Console) -> None:
-    """Print one submission."""
+def cluster_lines(record: Mapping[str, Any]) -> list[str]:
+    """Say what the cluster has and what waits for it, a node or a demand on each line."""
+    cluster, queue = record["cluster"], record["queue"]
+    nodes = f"{cluster['nodes']} node{'' if cluster['nodes'] == 1 else 's'}"
+    lines = [f"{record['address']}: {nodes}, {_amount(cluster, 'cpus', 'CPUs')}, {_amount(cluster, 'gpus', 'GPUs')}"]
+    if cluster["nodes"] > 1:
+        lines += [
+            f"  {node['address']}{' (head)' if node['head'] else ''}: {node['cpus']:g} CPUs, {node['gpus']:g} GPUs"
+            for node in cluster["each"]
+        ]
+    waiting = [f"{one['count']} x {_wanted(one['wanted'])}" for one in queue["resources"]]
+    if waiting:
+        lines.append(f"waiting for room: {', '.join(waiting)}")
+    if queue["submissions"]:
+        lines.append(f"queued: {', '.join(queue['submissions'])}")
+    return lines
+
+
+def _amount(cluster: Mapping[str, Any], name: str, title: str) -> str:
+    used = cluster[f"used_{name}"]
+    return f"{cluster[name]:g} {title}" if used is None else f"{used:g} of {cluster[name]:g} {title} in use"
+
+
+def _wanted(resources: Mapping[str, float]) -> str:
+    return " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
+
+
+def render_one(record: Mapping[str, Any]) -> RenderableType:
+    """Return one submission."""
     grid = Table.grid(padding=(0, 2))
     lines = {
         "submission": f"{record['submission_id']} ({record['name']}, {record['kind']})",
         "state": record["state"] + (f", exit code {record['exit_code']}" if record["exit_code"] is not None else ""),
         "done": done(record),
+        "trials": by_state(record),
+        "best": best(record),
         "rate": rate(record),
         "left": left(record),
         "verdict": record["verdict"],
@@ -63,7 +106,7 @@ def show_one(record: Mapping[str, Any], console: Console) -> None:
     for name, text in lines.items():
         if text:
             grid.add_row(Text(name, style="dim"), Text(str(text)))
-    console.print(grid, soft_wrap=not console.is_terminal)
+    return grid
 
 
 def done(record: Mapping[str, Any]) -> str:
@@ -76,6 +119,17 @@ def done(record: Mapping[str, Any]) -> str:
     if number is None:
         return ""
     return f"{number}/{total} {kind}" if total else f"{number} {kind}"
+
+
+def by_state(record: Mapping[str, Any]) -> str:
+    """Say how a campaign's trials stand."""
+    return ", ".join(f"{count} {state}" for state, count in (record["states"] or {}).items())
+
+
+def best(record: Mapping[str, Any]) -> str:
+    """Say what the best validation value of a campaign is."""
+    value = record["best_value"]
+    return "" if value is None else f"{value:.4g}"
 
 
 def rate(record: Mapping[str, Any]) -> str:

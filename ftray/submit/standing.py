@@ -9,7 +9,7 @@ from typing import Any
 from ftray.artifacts import RunDirectory, read_json
 from ftray.campaign import SweepDirectory
 from ftray.errors import InputError
-from ftray.submit.client import Cluster, Node
+from ftray.submit.client import Cluster, Load, Node
 from ftray.submit.progress import Progress, run_progress, said_so_far, sweep_progress
 from ftray.submit.submission import Submission
 
@@ -82,12 +82,13 @@ def _message(submission: Submission) -> str:
 
 def stand_all(cluster: Cluster, *, mounted: str | None = None) -> dict[str, Any]:
     """Return the cluster and all of ftray's submissions, the newest first."""
-    nodes, submissions = cluster.nodes(), cluster.submissions()
+    nodes, load, submissions = cluster.nodes(), cluster.load(), cluster.submissions()
     newest = {one.run_id: one.id for one in sorted(submissions, key=lambda one: one.attempt)}
     return {
         "schema": "ftray/status-list/1",
         "address": cluster.address,
-        "cluster": describe_nodes(nodes),
+        "cluster": describe_cluster(nodes, load),
+        "queue": describe_queue(load, submissions),
         "submissions": [
             stand(cluster, one, is_newest=newest[one.run_id] == one.id, mounted=mounted)
             for one in reversed(submissions)
@@ -95,10 +96,24 @@ def stand_all(cluster: Cluster, *, mounted: str | None = None) -> dict[str, Any]
     }
 
 
-def describe_nodes(nodes: Sequence[Node]) -> dict[str, Any]:
-    """Return what a cluster has."""
+def describe_cluster(nodes: Sequence[Node], load: Load) -> dict[str, Any]:
+    """Return what a cluster has, and how much of it is given out; None where the cluster does not tell."""
+    used = load.used
     return {
         "nodes": len(nodes),
         "cpus": sum(node.cpus for node in nodes),
         "gpus": sum(node.gpus for node in nodes),
+        "used_cpus": None if used is None else used.get("CPU", 0.0),
+        "used_gpus": None if used is None else used.get("GPU", 0.0),
+        "each": [
+            {"address": node.address, "head": node.is_head, "cpus": node.cpus, "gpus": node.gpus} for node in nodes
+        ],
+    }
+
+
+def describe_queue(load: Load, submissions: Sequence[Submission]) -> dict[str, Any]:
+    """Return what waits: submissions that have not begun, and resources that are asked for and not there."""
+    return {
+        "submissions": [one.id for one in submissions if one.state == "queued"],
+        "resources": [{"wanted": dict(wanted), "count": count} for wanted, count in load.waiting],
     }

@@ -12,6 +12,7 @@ from typing import Any
 
 from ftray import __version__
 from ftray.errors import InputError, RunError
+from ftray.observe import spans
 from ftray.submit.address import is_own
 from ftray.submit.client import Cluster, Order, Taken
 from ftray.submit.parcel import mebibytes, pack
@@ -43,6 +44,13 @@ class Submitted:
 
 def submit(request: Request, cluster: Cluster, *, say: Say) -> Submitted:
     """Submit a job. Raises InputError for whatever is wrong with it or the cluster, before anything is queued."""
+    with spans.root("submit", job=request.job.name, kind=request.kind) as told:
+        submitted = _submit(request, cluster, say=say)
+        told.set(run=submitted.run_id[:12], submission=submitted.submission_id, state=submitted.state)
+    return submitted
+
+
+def _submit(request: Request, cluster: Cluster, *, say: Say) -> Submitted:
     parcel = pack(request.loaded, request.reach)
     identity = request.identity()
     require_same_versions(own_versions(), cluster.versions())
@@ -135,7 +143,7 @@ def metadata(request: Request, identity: str) -> dict[str, str]:
 
 
 def _environment(request: Request, sealed: Sealed | None) -> dict[str, str]:
-    return {**request.environment, **({TICKET: sealed.ticket} if sealed else {})}
+    return {**spans.carrier(), **request.environment, **({TICKET: sealed.ticket} if sealed else {})}
 
 
 def _python(request: Request, cluster: Cluster) -> str:

@@ -13,12 +13,14 @@ from ftray.space import Value
 
 if TYPE_CHECKING:
     from ftray.sweep.trainer import TrainerOrder
+    from ftray.train.secrecy import Secrets
 
 
 class TrainerActor:
     """`trainer.SharedBaseTrainer`, imported where it runs."""
 
-    def __init__(self, order: TrainerOrder) -> None:
+    def __init__(self, order: TrainerOrder, secrets: Secrets) -> None:
+        secrets.set()
         from ftray.sweep.trainer import SharedBaseTrainer
 
         self._trainer = SharedBaseTrainer(order)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from ray import tune
 
 from ftray.campaign import Config, Ledger, SweepDirectory, TrialResult
+from ftray.observe import spans
 from ftray.sweep.configurations import Configurations
 from ftray.sweep.ending import Stops, result_of, state_of
 from ftray.sweep.history import newest_kept, told
@@ -38,7 +39,7 @@ class LedgerCallback(tune.Callback):
         ledger: Ledger,
         directory: SweepDirectory,
         mode: Mode,
-        watcher: Watcher,
+        watchers: Sequence[Watcher],
         stops: Callable[[], Stops],
         spent: Spent,
         out_of_budget: Callable[[], str | None] = lambda: None,
@@ -51,7 +52,7 @@ class LedgerCallback(tune.Callback):
         self._ledger = ledger
         self._directory = directory
         self._mode = mode
-        self._watcher = watcher
+        self._watchers = watchers
         self._stops = stops
         self._spent = spent
         self._out_of_budget = out_of_budget
@@ -81,7 +82,8 @@ class LedgerCallback(tune.Callback):
                 self._last[ours] = heard
             elif heard["failure"] or heard["nonfinite"]:
                 self._last[ours] = {**last, "failure": heard["failure"], "nonfinite": heard["nonfinite"]}
-            self._watcher.on_result(ours, self._spec(trial).config, heard)
+            for watcher in self._watchers:
+                watcher.on_result(ours, self._spec(trial).config, heard)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Write the line of a trial that has come to its end or was stopped."""
@@ -122,4 +124,13 @@ class LedgerCallback(tune.Callback):
         result = result_of(spec, last, state, reason, adapter=adapter, role=self._role)
         self._ledger.append(result)
         self._mode.release(spec.trial_id)
-        self._watcher.on_end(result)
+        spans.past(
+            "trial",
+            result.seconds,
+            trial=result.trial_id,
+            state=result.state,
+            steps=result.steps,
+            value=result.best.validation_accuracy if result.best else None,
+        )
+        for watcher in self._watchers:
+            watcher.on_end(result)

@@ -1,4 +1,4 @@
-"""The leaderboard of a running campaign on standard error: a live table on a terminal, plain lines elsewhere.
+"""The leaderboard of a running campaign on standard error: a live table on a terminal, lines elsewhere.
 
 It is fed the results that trials report and the lines of the ledger, by the driver's thread.
 """
@@ -22,6 +22,7 @@ from rich.text import Text
 
 from ftray.campaign import Config, TrialResult
 from ftray.evaluate.config import LOWER_IS_BETTER
+from ftray.observe.log import JsonLog, is_json
 from ftray.summary import duration, setting, shown
 
 RUNNING = "running"
@@ -47,8 +48,8 @@ class Leaderboard(Protocol):
     def on_plan(self, plan: Mapping[str, Any]) -> None:
         """Show what is about to run.
 
-        `plan` has name, trials, mode, mode_reason, searcher and scheduler (and `_reason` of both), slots, workers and
-        notes; name and trials have to be there.
+        `plan` has sweep_id, name, trials, mode, mode_reason, searcher and scheduler (and `_reason` of both), slots,
+        workers and notes; sweep_id, name and trials have to be there.
         """
 
     def on_result(self, trial_id: str, config: Config, result: Mapping[str, Any]) -> None:
@@ -179,6 +180,53 @@ class PlainBoard:
         self.say("  ".join(filter(None, [standing.counts(), standing.best(), standing.elapsed()])))
 
 
+class JsonBoard:
+    """A JSON object for each result and each end of a trial."""
+
+    def __init__(self, metric: str) -> None:
+        self._log = JsonLog()
+        self._standing = Standing(metric)
+
+    def say(self, text: str) -> None:
+        """Show what happens now."""
+        self._log.write(text, event="note")
+
+    def on_plan(self, plan: Mapping[str, Any]) -> None:
+        """Show what is about to run."""
+        self._standing.total = plan["trials"]
+        self._log.bind(job=plan["name"], sweep=str(plan["sweep_id"])[:12])
+        for line in plan_lines(plan):
+            self.say(line)
+
+    def on_result(self, trial_id: str, config: Config, result: Mapping[str, Any]) -> None:
+        """Take what a trial reports."""
+        is_new = self._standing.take(trial_id, config, result)
+        told = ("step", "epoch", "tokens", "validation_accuracy", "validation_loss", "train_loss", "prefix_of")
+        self._log.write(
+            "evaluated",
+            event="evaluation",
+            trial=trial_id,
+            config=config if is_new else None,
+            **{name: result.get(name) for name in told},
+        )
+
+    def on_end(self, trial: TrialResult) -> None:
+        """Take a trial that has ended."""
+        entry = self._standing.end(trial)
+        self._log.write(
+            trial.reason or trial.state,
+            level="error" if trial.state == "failed" else "info",
+            event="ended",
+            trial=trial.trial_id,
+            step=trial.steps,
+            state=trial.state,
+            value=entry.value,
+            seed=trial.seed,
+            trials=self._standing.ended(),
+            total_trials=self._standing.total,
+        )
+
+
 class LiveBoard:
     """A table of the best trials; those that end stay above it, as lines."""
 
@@ -272,7 +320,9 @@ def open_leaderboard(*, quiet: bool, metric: str, console: Console | None = None
     console = console or Console(stderr=True, highlight=False)
     if quiet:
         console.quiet = True
-    if quiet or not console.is_terminal:
+    if is_json() and not quiet:
+        yield JsonBoard(metric)
+    elif quiet or not console.is_terminal:
         yield PlainBoard(console, metric)
     else:
         board = LiveBoard(console, metric)

@@ -26,6 +26,7 @@ from ftray.errors import FtrayError, RunError
 from ftray.evaluate.config import LOWER_IS_BETTER
 from ftray.follow import Tail
 from ftray.job import LoadedJob
+from ftray.observe import spans
 from ftray.sampling import Precision
 from ftray.sweep.mode import require_trial_workers
 from ftray.sweep.reaper import Clearing, ReapedTrainer, note_driver, note_group, remove_groups
@@ -33,8 +34,9 @@ from ftray.sweep.trial import TrialSpec
 from ftray.sweep.trial_reports import TrialReports
 from ftray.tracking import current_lines
 from ftray.train.checkpoint import MANIFEST, folder_name, newest_whole
-from ftray.train.launch import Resources, fitting_workers, launch, passed_on, require_resources
+from ftray.train.launch import Resources, fitting_workers, launch, own_secrets, passed_on, require_resources
 from ftray.train.plan import Plan
+from ftray.train.secrecy import Secrets
 from ftray.work import WorkOrder, work_without_verdict
 
 POLL_SECONDS = 0.1
@@ -60,6 +62,10 @@ class PerTrial:
     """As in WorkOrder."""
     passed: Mapping[str, str] = field(default_factory=passed_on)
     """Environment that workers get; taken where the command runs, for drivers have another."""
+    secrets: Secrets = field(default_factory=own_secrets)
+    """Of that environment what nobody may see."""
+    parent: Mapping[str, str] = field(default_factory=spans.carrier)
+    """Which span the trials belong to."""
 
     @property
     def higher_is_better(self) -> bool:
@@ -124,7 +130,14 @@ def run_trial(config: dict[str, Any], *, campaign: PerTrial) -> None:
         # The last one is told when the workers have ended well.
         if line["step"] < end:
             told.tell(reports.evaluated(line, seconds=told.seconds))
-    training = Training(order, passed=campaign.passed, groups=campaign.groups, tune_id=tune_id)
+    training = Training(
+        order,
+        # Its workers' spans belong to the campaign's; this process has none.
+        passed={**campaign.passed, **campaign.parent},
+        secrets=campaign.secrets,
+        groups=campaign.groups,
+        tune_id=tune_id,
+    )
     training.start()
     for line in new_evaluations(trial, order, training, after=reports.step):
         if line["step"] < end:
@@ -175,7 +188,9 @@ def new_evaluations(
 class Training(threading.Thread):
     """The Ray Train run of a trial, beside the thread that reports: Tune ends a trial inside a report."""
 
-    def __init__(self, order: WorkOrder, *, passed: Mapping[str, str], groups: Path, tune_id: str) -> None:
+    def __init__(
+        self, order: WorkOrder, *, passed: Mapping[str, str], secrets: Secrets, groups: Path, tune_id: str
+    ) -> None:
         super().__init__(daemon=True)
         self.tail = Tail(RunDirectory(order.run).metrics)
         self.clearing = Clearing(groups, tune_id)
@@ -187,6 +202,7 @@ class Training(threading.Thread):
             plan=order.plan,
             run=order.run,
             passed=passed,
+            secrets=secrets,
             trainer_class=ReapedTrainer,
         )
         self._outcome: dict[str, Any] | None = None

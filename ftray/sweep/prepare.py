@@ -68,6 +68,7 @@ class Campaign:
     def to_record(self) -> dict[str, Any]:
         """Return what is shown before the campaign starts."""
         return {
+            "sweep_id": self.sweep_id,
             "name": self.loaded.job.name,
             "path": str(self.directory.root),
             "trials": self.num_trials,

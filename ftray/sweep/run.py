@@ -18,6 +18,9 @@ from ftray.errors import Interrupted, RunError
 from ftray.finetune import require_registrable, require_workers, sample_replay
 from ftray.job import LoadedJob
 from ftray.model.base import identify
+from ftray.observe import spans
+from ftray.observe.measures import CampaignMeasures
+from ftray.observe.ray_measures import RayInstruments
 from ftray.sweep.callback import Watcher
 from ftray.sweep.conclude import conclude, interrupted_record
 from ftray.sweep.mode import Mode
@@ -54,6 +57,14 @@ def sweep(loaded: LoadedJob, *, display: Display, forced: str | None = None) -> 
     Raises InputError when nothing was started, RunError when no trial could be trained, Interrupted after its records
     are written.
     """
+    with spans.root("sweep", job=loaded.job.name, smoke=loaded.smoke) as told:
+        record = _sweep(loaded, display=display, forced=forced)
+        told.set(sweep=record["sweep_id"][:12], status=record["status"], recommended=record["recommended"])
+    return record
+
+
+def _sweep(loaded: LoadedJob, *, display: Display, forced: str | None) -> dict[str, Any]:
+    """Do what is left of a campaign; as `sweep` says."""
     began = time.monotonic()
     require_trackers(loaded.job.tracking)
     require_registrable(loaded)
@@ -144,19 +155,21 @@ def run_campaign(campaign: Campaign, display: Display, *, began: float) -> dict[
     try:
         mode = open_mode(campaign)
         spent.start_trainers(mode.workers)
-        searched = Search(campaign, mode, display, spent)
-        searched.run()
-        record = conclude(
-            campaign,
-            mode,
-            spent,
-            ended_by_budget=searched.is_out_of_budget,
-            deduplicated=searched.deduplicated,
-            startup_seconds=searched.startup_seconds,
-            again=searched.train_again,
-            say=display.say,
-            started_at=started_at,
-        )
+        searched = Search(campaign, mode, [display, measures_of(campaign)], spent)
+        with spans.span("search", trials=campaign.num_trials, mode=campaign.mode, workers=mode.workers):
+            searched.run()
+        with spans.span("conclude"):
+            record = conclude(
+                campaign,
+                mode,
+                spent,
+                ended_by_budget=searched.is_out_of_budget,
+                deduplicated=searched.deduplicated,
+                startup_seconds=searched.startup_seconds,
+                again=searched.train_again,
+                say=display.say,
+                started_at=started_at,
+            )
         record |= {"judged_digest": judged_digest(campaign.loaded), "ends_digest": ends_digest(campaign.loaded)}
     except KeyboardInterrupt as error:
         spent.write(at_once=True)
@@ -185,6 +198,18 @@ def run_campaign(campaign: Campaign, display: Display, *, began: float) -> dict[
     write_json(campaign.directory.sweep, record)
     write_report(campaign.directory)
     return register(campaign.loaded, campaign.directory, record, lambda: campaign)
+
+
+def measures_of(campaign: Campaign) -> CampaignMeasures:
+    """Return what tells the campaign as numbers, through the Ray there is."""
+    job = campaign.loaded.job
+    return CampaignMeasures(
+        RayInstruments(),
+        job=job.name,
+        sweep_id=campaign.sweep_id,
+        metric=job.evaluate.task.metric,
+        total=campaign.num_trials,
+    )
 
 
 def write_report(directory: SweepDirectory) -> None:

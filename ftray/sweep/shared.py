@@ -24,7 +24,7 @@ from ftray.sweep.mode import BASE
 from ftray.sweep.place import most_slots, num_trainers
 from ftray.sweep.slot_state import export_adapter
 from ftray.sweep.trainer import TrainerOrder
-from ftray.train.launch import cluster_nodes, worker_environment
+from ftray.train.launch import cluster_nodes, own_secrets, worker_environment
 
 START_CPU = 2
 START_GPU = 4
@@ -62,7 +62,7 @@ class SharedBases:
         wanted = most_slots(sweep.slots, num_trials=num_trials, workers=self.workers, learns=learns)
         order = replace(order, slots=wanted, threads=None if gpus else 1)
         self.trainers = [
-            _actor(order if index == 0 else replace(order, base_record=None), has_gpu=gpus)
+            _actor(replace(order, number=index, base_record=None if index else order.base_record), has_gpu=gpus)
             for index in range(self.workers)
         ]
         self._leaving: list[Any] = []
@@ -181,4 +181,4 @@ def _actor(order: TrainerOrder, *, has_gpu: bool) -> Any:
         "max_concurrency": 2 * order.slots * 3 + SPARE_CALLS,
         "runtime_env": {"env_vars": worker_environment(has_gpu=has_gpu)},
     }
-    return ray.remote(TrainerActor).options(**options).remote(order)
+    return ray.remote(TrainerActor).options(**options).remote(order, own_secrets())

@@ -27,6 +27,7 @@ from ftray.model.bank_peft import load_slot
 from ftray.model.bank_route import BASE
 from ftray.model.base import load_model, own_device, recompute_activations
 from ftray.model.forward import layout_for
+from ftray.observe import log, spans
 from ftray.sampling import Precision
 from ftray.sweep.computing import IDLE_SECONDS, Computing
 from ftray.sweep.configurations import Configurations
@@ -62,6 +63,8 @@ class TrainerOrder:
     configurations: Configurations
     sampling_precision: Precision | None = None
     threads: int | None = None
+    number: int = 0
+    """Which of the campaign's trainers it is."""
 
 
 class SharedBaseTrainer:
@@ -73,6 +76,12 @@ class SharedBaseTrainer:
             torch.set_num_threads(order.threads)
         keep_freed_memory()
         self.order = order
+        job = order.loaded.job
+        log.bind(job=job.name, sweep=order.folder.parent.name.rpartition("-")[2], worker=order.number)
+        with spans.root("trainer.load", job=job.name, worker=order.number):
+            self._load(order)
+
+    def _load(self, order: TrainerOrder) -> None:
         job = order.loaded.job
         datasets = prepare_data(order.loaded, audits=False, sampling_precision=order.sampling_precision)
         if datasets.digests != order.data_digests:

@@ -11,6 +11,7 @@ from ftray.data.conversations import REPLAY
 from ftray.data.tokenization import TokenizedExample
 from ftray.evaluate.config import LOWER_IS_BETTER, Metric
 from ftray.evaluate.intervals import Estimate
+from ftray.observe import log
 from ftray.sweep.history import read_result
 from ftray.sweep.trial import TrialSpec
 from ftray.tracking import Mirror, TensorBoard, Tracker, current_lines, next_attempt
@@ -72,7 +73,7 @@ class TrialRun:
         write_json(folder.root / "trial.json", spec.to_record())
         mirrors: list[Mirror] = [TensorBoard(folder.root)] if tensorboard else []
         self._tracker = Tracker(
-            folder.metrics, attempt=next_attempt(folder.metrics), mirrors=mirrors, also=lambda line: None
+            folder.metrics, attempt=next_attempt(folder.metrics), mirrors=mirrors, also=self._log_event
         )
 
     @property
@@ -116,6 +117,17 @@ class TrialRun:
     def is_blocked(self) -> bool:
         """Whether an evaluation is due that must wait for its client."""
         return self.is_due and self.waits
+
+    def _log_event(self, line: dict[str, Any]) -> None:
+        if line["kind"] == "event":
+            event = line["event"]
+            log.say(
+                line.get("message", event),
+                level=log.LEVELS.get(event, "info"),
+                event=event,
+                trial=self.trial_id,
+                step=line["step"],
+            )
 
     def _event(self, text: str, **more: Any) -> None:
         self._tracker.report(

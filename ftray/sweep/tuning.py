@@ -33,10 +33,10 @@ CLIENT_FAILURES = 3
 class Search:
     """The part of a campaign that Ray Tune runs."""
 
-    def __init__(self, campaign: Campaign, mode: Mode, display: Watcher, spent: Spent) -> None:
+    def __init__(self, campaign: Campaign, mode: Mode, watchers: Sequence[Watcher], spent: Spent) -> None:
         self.campaign = campaign
         self.mode = mode
-        self.display = display
+        self.watchers = watchers
         self.spent = spent
         self.ledger = Ledger(campaign.directory.ledger)
         self.deduplicated = 0
@@ -113,7 +113,7 @@ class Search:
             ledger=self.ledger,
             directory=self.campaign.directory,
             mode=self.mode,
-            watcher=self.display,
+            watchers=self.watchers,
             stops=stops,
             spent=self.spent,
             out_of_budget=lambda: self._budget.reason if self._budget else None,

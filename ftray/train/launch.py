@@ -20,15 +20,17 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from ftray.artifacts import read_json, write_json
 from ftray.errors import FAILURE_KINDS, OUT_OF_MEMORY_HINT, FtrayError, InputError, RunError, is_out_of_memory
+from ftray.observe import spans
 from ftray.train.memory import MALLOC_ENVIRONMENT
 from ftray.train.plan import Plan
-from ftray.train.secrecy import secret_names
+from ftray.train.secrecy import Secrets, is_secret, secret_names
 
 OBJECT_STORE_BYTES = 300 * 2**20
 """Embedded Ray's object store: records and results pass through it, never weights or data."""
 ERROR_NOTE = ".worker-error.json"
 PASSED_ON = {
     "CXX",
+    "FTRAY_LOG",
     "GOMP_SPINCOUNT",
     "HF_ENDPOINT",
     "HF_HOME",
@@ -37,7 +39,7 @@ PASSED_ON = {
     "HF_TOKEN",
     "PYTHONPATH",
 }
-PASSED_PREFIXES = ("MLFLOW_", "WANDB_")
+PASSED_PREFIXES = ("MLFLOW_", "OTEL_", "WANDB_")
 """Environment of the driver that workers get, wherever they are: where models, modules and services are, how
 threads wait."""
 Worker = Callable[[dict[str, Any]], dict[str, Any]]
@@ -135,11 +137,13 @@ def launch(
     plan: Plan,
     run: Path,
     passed: Mapping[str, str] | None = None,
+    secrets: Secrets | None = None,
     trainer_class: type = TorchTrainer,
 ) -> dict[str, Any]:
     """Run `worker(payload)` on every worker; return rank 0's small dict.
 
-    `passed`: environment that workers get, where that of this process is not the user's; as `passed_on` gives it.
+    `passed`, `secrets`: environment that workers get, where that of this process is not the user's; as `passed_on` and
+    `own_secrets` give it.
     Raises the FtrayError a worker raised, or RunError `node` when workers were lost more often than allowed.
     """
     started_here = connect()
@@ -150,7 +154,12 @@ def launch(
     train: Any = ray.train
     trainer: Any = cast("Any", trainer_class)(
         _run_worker,
-        train_loop_config={"worker": worker, "payload": payload, "note": str(note)},
+        train_loop_config={
+            "worker": worker,
+            "payload": payload,
+            "note": str(note),
+            "secrets": secrets or own_secrets(),
+        },
         torch_config=TorchConfig(backend="nccl" if plan.gpus_per_worker else "gloo"),
         scaling_config=train.ScalingConfig(
             num_workers=plan.workers if plan.min_workers == plan.workers else (plan.min_workers, plan.workers),
@@ -204,16 +213,23 @@ def _resources(plan: Plan) -> dict[str, float]:
 
 
 def passed_on() -> dict[str, str]:
-    """Return the environment of this process that workers get, wherever they are.
-
-    Not the secrets of a submitted job: what is passed here can be listed, and its workers have them already.
-    """
-    passed = {name for name in os.environ if name in PASSED_ON or name.startswith(PASSED_PREFIXES)}
-    passed -= secret_names(os.environ)
+    """Return the environment of this process that workers get, wherever they are, as far as everybody may see it."""
+    passed = {name for name in _passed_names() if not is_secret(name, os.environ[name])}
     if os.environ.get("RAY_ADDRESS") is None and "PATH" in os.environ:
         # Another machine has its own, and would not find its programs with this one.
         passed.add("PATH")
     return {name: os.environ[name] for name in sorted(passed)}
+
+
+def own_secrets() -> Secrets:
+    """Return the tokens and keys of this process that workers get."""
+    return Secrets({name: os.environ[name] for name in _passed_names() if is_secret(name, os.environ[name])})
+
+
+def _passed_names() -> set[str]:
+    """Return the variables that workers get. Not the secrets of a submitted job: its workers have them already."""
+    passed = {name for name in os.environ if name in PASSED_ON or name.startswith(PASSED_PREFIXES)}
+    return passed - secret_names(os.environ)
 
 
 def worker_environment(*, has_gpu: bool, passed: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -221,7 +237,7 @@ def worker_environment(*, has_gpu: bool, passed: Mapping[str, str] | None = None
 
     `passed`: what it gets from the process that the command runs in, where that is another than this one.
     """
-    environment = {"TOKENIZERS_PARALLELISM": "false", **MALLOC_ENVIRONMENT}
+    environment = {"TOKENIZERS_PARALLELISM": "false", **MALLOC_ENVIRONMENT, **spans.carrier()}
     if not has_gpu:
         environment["DS_ACCELERATOR"] = "cpu"
     return environment | dict(passed_on() if passed is None else passed)
@@ -234,6 +250,7 @@ def _run_worker(config: dict[str, Any]) -> dict[str, Any] | FtrayError | None:
     one; the next attempt finds the note and returns it at once.
     """
     context = ray.train.get_context()
+    config["secrets"].set()
     note = Path(config["note"])
     if note.exists():
         return _noted(note)

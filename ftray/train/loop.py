@@ -26,6 +26,7 @@ from ftray.model.bank import Bank
 from ftray.model.bank_peft import adapter_in_bank
 from ftray.model.bank_route import BASE
 from ftray.model.lora import train_adapter_only
+from ftray.observe.spans import span
 from ftray.selection import Candidate, select
 from ftray.train.batches import share_out
 from ftray.train.checkpoint import CheckpointWriter, is_adapter
@@ -166,7 +167,8 @@ def train(
         if plan.evaluates_at(progress.step):
             clock.train += clock.lap()
             # The base does not change: once is enough.
-            scored = score(engine, validation, with_base=progress.base_value is None)
+            with span("validate", step=progress.step):
+                scored = score(engine, validation, with_base=progress.base_value is None)
             decision = training.evaluated(value=scored.value, validation_loss=scored.loss, base_value=scored.base_value)
             clock.evaluate += clock.lap()
             report(
@@ -189,7 +191,8 @@ def train(
         if plan.checkpoints_at(progress.step) or training.finished:
             clock.train += clock.lap()
             save_scaler(training, engine)
-            checkpoints.save(engine, progress)
+            with span("checkpoint", step=progress.step):
+                checkpoints.save(engine, progress)
             if group.rank == 0:
                 checkpoints.prune(best_step=best_step(training))
             clock.checkpoint += clock.lap()

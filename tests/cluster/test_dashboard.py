@@ -1,4 +1,4 @@
-"""The Grafana dashboard asks only for metrics that exist: Ray's own dashboards and ftray's /metrics say which do."""
+"""The Grafana dashboard asks only for metrics that exist: Ray's own dashboards, ftray's /metrics and its measures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 from cluster_files import KUBERAY
 from prometheus_client.parser import text_string_to_metric_families
 
-from ftray.serve.api.metrics import Meters, Who
+from ftray.observe.measures import ALL, Measure
+from ftray.serve.api.metrics import ENGINE_COUNTERS, ENGINE_GAUGES, Meters, Who
 from ftray.serve.asking import EngineState
 
 DASHBOARD: dict[str, Any] = json.loads((KUBERAY / "grafana" / "ftray.json").read_text(encoding="utf-8"))
@@ -71,7 +72,7 @@ def test_ray_has_what_is_asked_of_it(expression: str) -> None:
     assert asked <= ray_metrics()
 
 
-@pytest.mark.parametrize("expression", [one for one in EXPRESSIONS if "ftray_" in one])
+@pytest.mark.parametrize("expression", [one for one in EXPRESSIONS if re.search(r"\bftray_", one)])
 def test_ftray_has_what_is_asked_of_it(expression: str, samples: dict[str, set[str]]) -> None:
     asked = re.findall(r"\bftray_\w+", expression)
     assert asked
@@ -116,3 +117,24 @@ def test_every_expression_of_ray_can_be_narrowed_to_a_cluster() -> None:
     assert variables == {"datasource", "cluster"}
     for expression in EXPRESSIONS:
         assert "ftray_" in expression or '$cluster"' in expression
+
+
+BY_RAY = {
+    f"ray_{one.name}{'_total' if one.kind == 'counter' else ''}": {*one.labels, "WorkerId", "ray_io_cluster"}
+    for one in (*ALL, *(Measure(f"ftray_engine_{name}", "", ()) for name in ENGINE_GAUGES),
+                *(Measure(f"ftray_engine_{name}", "", (), "counter") for name in ENGINE_COUNTERS))
+}  # fmt: skip
+"""What ftray tells Ray's metrics, as Prometheus reads it, with its labels."""
+
+
+@pytest.mark.parametrize("expression", [one for one in EXPRESSIONS if "ray_ftray_" in one])
+def test_ftray_tells_ray_what_is_asked_of_it(expression: str) -> None:
+    (name,) = re.findall(r"\bray_ftray_\w+", expression)
+    assert labels_of(expression) <= BY_RAY[name]
+
+
+def test_every_measure_of_runs_and_campaigns_is_shown() -> None:
+    asked = {name for expression in EXPRESSIONS for name in re.findall(r"\bray_ftray_\w+", expression)}
+    of_runs = {name for name in BY_RAY if "_train_" in name or "_sweep_" in name or "_validation_" in name}
+    unseen = {"ray_ftray_train_epoch", "ray_ftray_train_tokens", "ray_ftray_trial_validation_loss"}
+    assert of_runs - asked == unseen, "what is counted is shown, or named here"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ftray.errors import InputError
 from ftray.submit.sealed import MOST_BYTES, entry_of, receive, seal, unseal
-from ftray.train.launch import passed_on
+from ftray.train.launch import own_secrets, passed_on
 from ftray.train.secrecy import SECRET_NAMES
 
 VALUE = "hf_not-a-real-token-0123456789"
@@ -48,6 +48,8 @@ def test_a_job_without_secrets_receives_none(monkeypatch: pytest.MonkeyPatch) ->
 def test_secrets_are_not_passed_on_in_the_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", VALUE)
     monkeypatch.setenv("WANDB_API_KEY", VALUE)
-    assert {"HF_TOKEN", "WANDB_API_KEY"} <= set(passed_on())
-    monkeypatch.setenv(SECRET_NAMES, "HF_TOKEN,WANDB_API_KEY")
     assert VALUE not in passed_on().values()
+    assert {"HF_TOKEN", "WANDB_API_KEY"} <= set(own_secrets().names)
+    # Those of a submission are received where its workers start.
+    monkeypatch.setenv(SECRET_NAMES, "HF_TOKEN,WANDB_API_KEY")
+    assert not {"HF_TOKEN", "WANDB_API_KEY"} & {*passed_on(), *own_secrets().names}

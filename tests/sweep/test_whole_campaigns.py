@@ -105,7 +105,7 @@ def searched(loaded: LoadedJob, watch: Watch) -> Searched:
     mode = open_mode(campaign)
     try:
         spent.start_trainers(mode.workers)
-        search = Search(campaign, mode, watch, spent)
+        search = Search(campaign, mode, [watch], spent)
         search.run()
         return Searched(campaign, search, mode.describe()["trainers"])
     finally:

@@ -19,7 +19,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Message
 
-from ftray.serve.api.keys import Caller, Keyring, Scope
+from ftray.observe.spans import span
+from ftray.serve.api.keys import SCOPES, Caller, Keyring, Scope
 from ftray.serve.api.limits import Limits, Rate
 from ftray.serve.api.metrics import Meters
 from ftray.serve.api.problems import Problem, status_of
@@ -27,6 +28,9 @@ from ftray.serve.api.strict_json import read_strictly
 
 Need = Scope | Literal["any", "open"]
 """A scope; or any key; or nothing, which health routes need."""
+NEEDS: tuple[Need, ...] = (*SCOPES, "any", "open")
+UNTRACED: tuple[Need, ...] = ("metrics", "open")
+"""What machines ask every few seconds: spans of it would hide the others."""
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -113,7 +117,28 @@ def scoped(access: Access, need: Need, meters: Meters) -> type[GuardedRoute]:
                 meters.request(self.path, response.status_code)
                 return response
 
-            return counted
+            async def traced(request: Request) -> Response:
+                refusal: Exception | None = None
+                with span(
+                    f"{request.method} {self.path}",
+                    parent=request.headers.get("traceparent"),
+                    http__request__method=request.method,
+                    http__route=self.path,
+                ) as told:
+                    try:
+                        response = await counted(request)
+                        told.set(http__response__status_code=response.status_code)
+                        return response
+                    except Exception as error:
+                        status = status_of(error)
+                        told.set(http__response__status_code=status)
+                        if status >= 500:
+                            raise
+                        # What the caller did wrong is no error of the endpoint's.
+                        refusal = error
+                raise refusal
+
+            return counted if need in UNTRACED else traced
 
     Scoped.need = need
     return Scoped

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from ftray.observe import spans
 from ftray.serve.api.metrics import Meters
 from ftray.serve.api.problems import problem_of, unavailable
 from ftray.serve.api.router import Router, Target
@@ -136,6 +137,7 @@ class Running:
         self._flow, self._meters = flow, meters
         self.finished: Finished | None = None
         """Set when the last piece has been taken."""
+        self._request = spans.carrier().get(spans.PARENT)
 
     async def aclose(self) -> None:
         """Stop the engine, also where nobody has taken a piece yet."""
@@ -164,6 +166,19 @@ class Running:
                 who, done.seconds, prompt_tokens=done.prompt_tokens, completion_tokens=done.completion_tokens,
                 ends=done.ends,
             )  # fmt: skip
+            # After the request's own span, where the answer is streamed.
+            spans.past(
+                "answer",
+                done.seconds,
+                parent=self._request,
+                gen_ai__request__model=self.question.model,
+                gen_ai__response__id=self.question.response_id,
+                gen_ai__usage__input_tokens=done.prompt_tokens,
+                gen_ai__usage__output_tokens=done.completion_tokens,
+                experiment=who.experiment or None,
+                arm=who.arm or None,
+                digest=who.model,
+            )
         except Exception as error:
             problem = problem_of(error)
             end = problem.code if problem else "internal"

@@ -21,8 +21,9 @@ from ftray import __version__
 from ftray.config import Config
 from ftray.endpoint import KeepAnswers
 from ftray.errors import FtrayError
+from ftray.observe.measures import Instruments
 from ftray.serve.api import problems
-from ftray.serve.api.access import Access, GuardedRoute, Need, scoped
+from ftray.serve.api.access import NEEDS, Access, GuardedRoute, Need, scoped
 from ftray.serve.api.adapters_api import AdaptersApi
 from ftray.serve.api.answers import Answers
 from ftray.serve.api.catalogue import Catalogue
@@ -99,13 +100,15 @@ def make_api(
     keep: KeepAnswers | None = None,
     page: Page | None = None,
     why_not_ready: Ready = lambda: None,
+    instruments: Instruments | None = None,
 ) -> FastAPI:
     """Return the application. Who has made the parts starts and closes them; it only uses them.
 
     `page` renders a report as HTML. `why_not_ready` says why no question can be answered yet; None when they can.
+    `instruments`: where numbers go beside /metrics.
     """
     limits = limits or Limits()
-    meters = Meters(engine)
+    meters = Meters(engine, instruments)
     router = Router(catalogue, outcomes)
     watch = Watch(catalogue, outcomes, changed=router.forget)
     tracker = Tracker(engine, outcomes, meters, watch, keep=keep, shadows=limits.shadows)
@@ -180,7 +183,7 @@ def make_api(
 
     get("/healthz", healthz, "open", Health)
     get("/readyz", readyz, "open", Health)
-    get("/metrics", metrics, "admin", None, extra=TEXT)
+    get("/metrics", metrics, "metrics", None, extra=TEXT)
     get("/openapi.json", openapi, "any", None, include_in_schema=False)
     return app
 
@@ -220,9 +223,7 @@ class _Routes:
 
     def __init__(self, app: FastAPI, access: Access, meters: Meters) -> None:
         self._app = app
-        self._classes: dict[Need, type[GuardedRoute]] = {
-            need: scoped(access, need, meters) for need in ("infer", "feedback", "admin", "any", "open")
-        }
+        self._classes: dict[Need, type[GuardedRoute]] = {need: scoped(access, need, meters) for need in NEEDS}
 
     def get(self, path: str, endpoint: Any, need: Need, model: Any, *statuses: int, **options: Any) -> None:
         self._add("GET", path, endpoint, need, model, (400, *statuses), options)

@@ -27,7 +27,7 @@ from ftray.serve.experiment.spec import Slug
 
 log = logging.getLogger(__name__)
 
-Scope = Literal["infer", "feedback", "admin"]
+Scope = Literal["infer", "feedback", "metrics", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 PREFIX = "ftray_"
 SCHEMA = "ftray/keys/1"

@@ -1,0 +1,1 @@
+"""What others see while ftray works: spans, log lines for machines, and numbers for Prometheus. Records come first."""
