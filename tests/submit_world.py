@@ -72,6 +72,7 @@ class LiveRay:
     address: str
     token: str
     folder: Path
+    metrics_port: int
 
     def environment(self, **more: str) -> dict[str, str]:
         """Return the environment of a user of this cluster."""
@@ -99,6 +100,10 @@ class LiveRay:
         """Return the seam to this cluster."""
         return Cluster(self.address, token=self.token)
 
+    def metrics(self) -> str:
+        """Return what Prometheus would read from the node."""
+        return httpx.get(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10).text
+
     def get(self, path: str) -> str:
         """Return what the dashboard says."""
         answer = httpx.get(f"{self.address}{path}", headers={"Authorization": f"Bearer {self.token}"}, timeout=30)
@@ -117,13 +122,15 @@ def running_ray() -> Iterator[LiveRay]:
     """Start a head node with a job server and a token; end it with everything it started."""
     # Paths of sockets must be short.
     folder = Path(tempfile.mkdtemp(prefix="ft-"))
-    token, port = secrets.token_hex(32), free_port()
+    token, port, metrics_port = secrets.token_hex(32), free_port(), free_port()
     words = ["start", "--head", "--block", "--num-cpus=4", "--object-store-memory=120000000", f"--temp-dir={folder}"]
     words += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
+    words += [f"--metrics-export-port={metrics_port}"]
     words += [f"--{name}={free_port()}" for name in ("port", "ray-client-server-port", "dashboard-agent-listen-port")]
     kept = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
     environment = {**kept, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
     environment |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "OMP_NUM_THREADS": "1"}
+    environment |= {"RAY_metrics_report_interval_ms": "500"}
     with (folder / "head.log").open("w") as log:
         process = subprocess.Popen(
             [str(Path(sys.executable).parent / "ray"), *words],
@@ -132,7 +139,7 @@ def running_ray() -> Iterator[LiveRay]:
             env=environment,
             start_new_session=True,
         )
-    ray = LiveRay(f"http://127.0.0.1:{port}", token, folder)
+    ray = LiveRay(f"http://127.0.0.1:{port}", token, folder, metrics_port)
     try:
         wait_until_it_answers(ray, process)
         yield ray

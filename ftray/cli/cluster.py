@@ -45,6 +45,8 @@ Mounted = Annotated[
     str | None,
     typer.Option("--storage", metavar="DIR", help="Where this machine has the cluster's storage, if elsewhere."),
 ]
+WIDTH = 200
+"""Of tables that are read by programs."""
 RESULT_ENDS = {"completed": 0, "early_stopped": 0, "budget": 0}
 """Exit code of finished work, the verdict aside."""
 
@@ -300,9 +302,15 @@ def status(
                 allowed="one of them",
                 hint="Leave out --watch, and ask as often as you like.",
             )
-        watch_status(lambda: render(look()))
+        watch_status(lambda width: render(look(), width))
     record = look()
-    return Outcome(document=record, show=lambda console: console.print(render(record), soft_wrap=True))
+
+    def show(console: Console) -> None:
+        if not console.is_terminal:
+            console.width = WIDTH
+        console.print(render(record, console.width), soft_wrap=True)
+
+    return Outcome(document=record, show=show)
 
 
 def logs(

@@ -121,7 +121,7 @@ class CampaignMeasures:
     def __init__(self, instruments: Instruments, *, job: str, sweep_id: str, metric: str, total: int) -> None:
         self._instruments = instruments
         self._labels = {"name": job, "sweep": sweep_id[:12]}
-        self._is_better = (lambda new, old: new < old) if metric in LOWER_IS_BETTER else (lambda new, old: new > old)
+        self._sign = -1 if metric in LOWER_IS_BETTER else 1
         self._total = total
         self._states: dict[str, str] = {}
         self._tokens: dict[str, int] = {}
@@ -158,7 +158,9 @@ class CampaignMeasures:
             self._instruments.add(SWEEP_TOKENS, tokens - before, self._labels)
 
     def _take(self, value: float | None) -> None:
-        if value is not None and math.isfinite(value) and (self._best is None or self._is_better(value, self._best)):
+        if value is None or not math.isfinite(value):
+            return
+        if self._best is None or self._sign * value > self._sign * self._best:
             self._best = value
 
     def _tell(self) -> None:

@@ -15,12 +15,18 @@ from ftray.errors import InputError
 from ftray.summary import duration
 
 WATCH_SECONDS = 2.0
+WIDE = 110
+MOST_NAME = 14
+"""Characters of a job's name on a console that is not wide."""
 
 STYLES = {"queued": "yellow", "running": "cyan", "succeeded": "green", "failed": "red", "stopped": "yellow"}
 
 
-def watch_status(look: Callable[[], RenderableType]) -> NoReturn:
-    """Show what `look` returns until Ctrl-C, which raises KeyboardInterrupt. Raises InputError without a terminal."""
+def watch_status(look: Callable[[int], RenderableType]) -> NoReturn:
+    """Show what `look` returns for a console's width until Ctrl-C, a KeyboardInterrupt.
+
+    Raises InputError without a terminal.
+    """
     console = Console()
     if not console.is_terminal:
         raise InputError(
@@ -30,31 +36,40 @@ def watch_status(look: Callable[[], RenderableType]) -> NoReturn:
             allowed="a terminal; elsewhere ftray status, or ftray logs --follow",
             hint="Leave out --watch.",
         )
-    with Live(look(), console=console, screen=True, auto_refresh=False) as live:
+    with Live(look(console.width), console=console, screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(WATCH_SECONDS)
-            live.update(look(), refresh=True)
+            live.update(look(console.width), refresh=True)
 
 
-def render_all(record: Mapping[str, Any]) -> RenderableType:
+def render_all(record: Mapping[str, Any], console_width: int) -> RenderableType:
     """Return the cluster, what waits for it, and a table of its submissions."""
     lines = [Text(line) for line in cluster_lines(record)]
     if not record["submissions"]:
         return Group(*lines, Text("Nothing has been submitted with ftray."))
+    rows = [
+        {
+            "submission": Text(one["submission_id"]),
+            "job": Text(one["name"] + (" (smoke)" if one["smoke"] else "")),
+            "state": Text(one["state"], style=STYLES[one["state"]]),
+            "done": Text(done(one)),
+            "best": Text(best(one)),
+            "tokens/s": Text(rate(one).removesuffix(" tokens/s")),
+            "left": Text(left(one)),
+            "verdict": Text(one["verdict"] or ""),
+        }
+        for one in record["submissions"]
+    ]
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for name in ("submission", "job", "state", "done", "best", "rate", "left", "verdict"):
-        table.add_column(name, no_wrap=True)
-    for one in record["submissions"]:
-        table.add_row(
-            one["submission_id"],
-            one["name"] + (" (smoke)" if one["smoke"] else ""),
-            Text(one["state"], style=STYLES[one["state"]]),
-            done(one),
-            best(one),
-            rate(one),
-            left(one),
-            one["verdict"] or "",
-        )
+    shown = [name for name in rows[0] if any(row[name].plain for row in rows)]
+    for name in shown:
+        # A long name may be cut: without an id nothing can be asked.
+        widest = max(len(name), *(row[name].cell_len for row in rows))
+        is_name = name == "job"
+        width = min(widest, MOST_NAME) if is_name and console_width < WIDE else widest
+        table.add_column(name, no_wrap=True, min_width=width, max_width=width)
+    for row in rows:
+        table.add_row(*(row[name] for name in shown))
     return Group(*lines, table)
 
 
@@ -85,7 +100,7 @@ def _wanted(resources: Mapping[str, float]) -> str:
     return " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
 
 
-def render_one(record: Mapping[str, Any]) -> RenderableType:
+def render_one(record: Mapping[str, Any], console_width: int) -> RenderableType:
     """Return one submission."""
     grid = Table.grid(padding=(0, 2))
     lines = {

@@ -201,13 +201,14 @@ class JsonBoard:
     def on_result(self, trial_id: str, config: Config, result: Mapping[str, Any]) -> None:
         """Take what a trial reports."""
         is_new = self._standing.take(trial_id, config, result)
-        told = ("step", "epoch", "tokens", "validation_accuracy", "validation_loss", "train_loss", "prefix_of")
+        names = ("step", "epoch", "tokens", "validation_accuracy", "validation_loss", "train_loss", "prefix_of")
+        told: dict[str, Any] = {name: result.get(name) for name in names}
         self._log.write(
             "evaluated",
             event="evaluation",
             trial=trial_id,
             config=config if is_new else None,
-            **{name: result.get(name) for name in told},
+            **told,
         )
 
     def on_end(self, trial: TrialResult) -> None:

@@ -136,7 +136,10 @@ def test_status_tells_how_it_stands(live_ray: LiveRay, done: Done) -> None:
     assert (document["state"], document["step"], document["total_steps"]) == ("succeeded", 4, 4)
     assert (document["run_id"], document["labels"]) == (done.answer.document["run_id"], {"team": "search"})
     everything = live_ray.ftray("status", "--json").document
-    assert everything["cluster"] == {"nodes": 1, "cpus": 4.0, "gpus": 0.0}
+    cluster = everything["cluster"]
+    assert (cluster["nodes"], cluster["cpus"], cluster["gpus"]) == (1, 4.0, 0.0)
+    assert [(node["head"], node["cpus"]) for node in cluster["each"]] == [(True, 4.0)]
+    assert everything["queue"] == {"submissions": [], "resources": []}
     assert document["submission_id"] in [one["submission_id"] for one in everything["submissions"]]
     assert document["submission_id"] in live_ray.ftray("status").stdout
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,15 @@ from rich.console import Console
 from ftray.artifacts import RunDirectory
 from ftray.campaign import SweepDirectory
 from ftray.display import PlainLines
-from ftray.submit.progress import Progress, run_progress, said, said_so_far, seconds_of, sweep_progress
+from ftray.submit.progress import (
+    Progress,
+    campaign_time_left,
+    run_progress,
+    said,
+    said_so_far,
+    seconds_of,
+    sweep_progress,
+)
 from ftray.summary import duration
 
 
@@ -62,9 +71,44 @@ def test_a_runs_folder_says_more_than_its_log(tmp_path: Path) -> None:
     assert progress.seconds_left == pytest.approx(10 * 6.0)
 
 
-def test_a_campaigns_ledger_is_only_read(tmp_path: Path) -> None:
-    sweep = SweepDirectory(tmp_path)
-    sweep.job.write_text('{"campaign": {"trials": 4}}')
-    sweep.ledger.write_text('{"trial_id": "a"}\n{"trial_id": "b", "role": "seed"}\n{"trial_id": "to')
-    assert sweep_progress(sweep) == Progress(trials=1, total_trials=4)
-    assert sweep.ledger.read_text().endswith("to")
+def campaign(folder: Path, *, metric: str = "exact_match") -> SweepDirectory:
+    """Return a campaign of four trials: one has ended, one runs, one's seed is another."""
+    sweep = SweepDirectory(folder)
+    job = {"campaign": {"trials": 4}, "job": {"evaluate": {"task": {"metric": metric}}}}
+    sweep.job.write_text(json.dumps(job))
+    ended = {"trial_id": "a", "state": "pruned", "best": {"validation_accuracy": 0.5}}
+    seed = {"trial_id": "s", "role": "seed", "state": "completed", "best": {"validation_accuracy": 0.9}}
+    sweep.ledger.write_text(f'{json.dumps(ended)}\n{json.dumps(seed)}\n{{"trial_id": "to')
+    for name, seconds in (("a", 1000), ("b", 1100)):
+        trial = sweep.trial(name)
+        trial.root.mkdir(parents=True)
+        (trial.root / "trial.json").write_text("{}")
+        os.utime(trial.root / "trial.json", (seconds, seconds))
+    lines = [{**step_line(10 * count, minute=count), "train/tokens": 600 * count} for count in (1, 2, 3)]
+    lines.append({**lines[-1], "kind": "evaluation", "val/accuracy": 0.7})
+    sweep.trial("b").metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return sweep
+
+
+def test_how_far_a_campaign_is(tmp_path: Path) -> None:
+    sweep = campaign(tmp_path)
+    progress = sweep_progress(sweep)
+    assert (progress.trials, progress.total_trials, progress.best_value) == (1, 4, 0.7)
+    assert progress.states == {"pruned": 1, "running": 1}
+    assert progress.tokens_per_second == pytest.approx(1200 / 120)
+    assert sweep.ledger.read_text().endswith("to"), "another process writes it"
+
+
+def test_a_metric_may_be_better_when_it_is_lower(tmp_path: Path) -> None:
+    assert sweep_progress(campaign(tmp_path, metric="perplexity")).best_value == 0.5
+
+
+def test_a_campaign_that_has_only_begun_has_no_rate(tmp_path: Path) -> None:
+    assert sweep_progress(SweepDirectory(tmp_path)) == Progress(trials=0, states={})
+
+
+def test_the_rest_of_a_campaign_is_at_the_pace_so_far() -> None:
+    begun = {"a": 1000.0, "b": 1100.0}
+    assert campaign_time_left(begun, 2, 8, now=1300.0) == pytest.approx(6 * 150.0)
+    assert campaign_time_left(begun, 0, 8, now=1300.0) is None
+    assert campaign_time_left({}, 2, 8, now=1300.0) is None

@@ -262,3 +262,22 @@ def test_workers_elsewhere_keep_their_own_path(tiny: ModuleType, monkeypatch: py
     assert elsewhere["GOMP_SPINCOUNT"] == os.environ["GOMP_SPINCOUNT"]
     assert "PATH" in here
     assert "PATH" not in elsewhere
+
+
+@pytest.mark.slow
+def test_tokens_reach_workers_with_their_work(
+    world: Any, cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def worker(payload: dict[str, Any]) -> dict[str, Any]:
+        import ray
+
+        shown = ray.get_runtime_context().runtime_env.get("env_vars", {})
+        return {"token": os.environ.get("WANDB_API_KEY"), "format": shown.get("FTRAY_LOG"), "shown": sorted(shown)}
+
+    order = order_of(job(world, tmp_path, workers=1))
+    # The Ray of this test had started before: its workers inherit neither.
+    monkeypatch.setenv("WANDB_API_KEY", "from-here")
+    monkeypatch.setenv("FTRAY_LOG", "json")
+    outcome = launch(worker, {}, plan=order.plan, run=order.run)
+    assert (outcome["token"], outcome["format"]) == ("from-here", "json")
+    assert "WANDB_API_KEY" not in outcome["shown"]
