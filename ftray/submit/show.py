@@ -16,6 +16,7 @@ from ftray.summary import duration
 
 WATCH_SECONDS = 2.0
 WIDE = 110
+LEFT_OUT_FIRST = ("verdict", "best", "tokens/s")
 MOST_NAME = 14
 """Characters of a job's name on a console that is not wide."""
 
@@ -60,14 +61,17 @@ def render_all(record: Mapping[str, Any], console_width: int) -> RenderableType:
         }
         for one in record["submissions"]
     ]
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    widths = {name: max(len(name), *(row[name].cell_len for row in rows)) for name in rows[0]}
     shown = [name for name in rows[0] if any(row[name].plain for row in rows)]
+    # Without an id nothing can be asked; a long name may be cut, and what `ftray status ID` says, too, left out.
+    if console_width < WIDE:
+        widths["job"] = min(widths["job"], MOST_NAME)
+    for name in LEFT_OUT_FIRST:
+        if name in shown and sum(widths[one] + 2 for one in shown) - 2 > console_width:
+            shown.remove(name)
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for name in shown:
-        # A long name may be cut: without an id nothing can be asked.
-        widest = max(len(name), *(row[name].cell_len for row in rows))
-        is_name = name == "job"
-        width = min(widest, MOST_NAME) if is_name and console_width < WIDE else widest
-        table.add_column(name, no_wrap=True, min_width=width, max_width=width)
+        table.add_column(name, no_wrap=True, min_width=widths[name], max_width=widths[name])
     for row in rows:
         table.add_row(*(row[name] for name in shown))
     return Group(*lines, table)
