@@ -51,7 +51,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory(prefix="bench-sweep-") as folder:
         kept = (asked.keep or Path(folder)).resolve()
-        runs = [run.to_record() for run in all_runs(settings, asked.sides, kept)]
+        runs = [run.to_record() for run in all_runs(settings, asked.sides, kept, kept_only=asked.kept_only)]
     results |= {"ended_at": now(), "runs": runs, "summary": summarise(runs, settings)}
     if output is not None:
         output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -67,6 +67,9 @@ def read_arguments() -> Namespace:
     parser.add_argument("--repeats", type=int, help="how many times; default: the settings' number")
     parser.add_argument(
         "--keep", type=Path, help="keep runs and logs in this folder; campaigns that are there are not run again"
+    )
+    parser.add_argument(
+        "--kept-only", action="store_true", help="with --keep: run nothing, put together what is there"
     )
     parser.add_argument("--output", type=Path, help="default: results.json beside this file; with --quick: none")
     parser.add_argument(
@@ -88,7 +91,7 @@ def chosen(settings: dict[str, Any], asked: Namespace) -> dict[str, Any]:
     }
 
 
-def all_runs(settings: dict[str, Any], sides: list[str], folder: Path) -> Iterator[Run]:
+def all_runs(settings: dict[str, Any], sides: list[str], folder: Path, *, kept_only: bool) -> Iterator[Run]:
     """Run every campaign, the sides one after the other and their order turned round from repeat to repeat."""
     for case, of_case in settings["cases"].items():
         campaign = make_campaign(HERE / "job.yaml", of_case["sets"], settings)
@@ -108,12 +111,18 @@ def all_runs(settings: dict[str, Any], sides: list[str], folder: Path) -> Iterat
                     folder=folder,
                 )
                 for side in sides if repeat % 2 == 0 else reversed(sides):
-                    yield told(kept_or_run(side, order))
+                    if not kept_only or record_of(side, order).exists():
+                        yield told(kept_or_run(side, order))
+
+
+def record_of(side: str, order: Order) -> Path:
+    """Return where a run's record is kept."""
+    return order.folder / f"{order.case}-{order.scheduler}-{order.repeat}-{side}.json"
 
 
 def kept_or_run(side: str, order: Order) -> Run:
     """Return the run whose record is in the folder, else run it and put its record there."""
-    file = order.folder / f"{order.case}-{order.scheduler}-{order.repeat}-{side}.json"
+    file = record_of(side, order)
     if file.exists():
         return Run.from_record(json.loads(file.read_text(encoding="utf-8")))
     run = run_side(side, order)

@@ -25,6 +25,8 @@ def summarise(runs: Sequence[Record], settings: Record) -> list[Record]:
     summary = []
     for case, scheduler in itertools.product(settings["cases"], settings["schedulers"]):
         same = [run for run in runs if (run["case"], run["scheduler"]) == (case, scheduler)]
+        if not same:
+            continue
         by_side = {side: [run for run in same if run["side"] == side] for side in NAMES}
         ours = by_side["ftray"]
         sides = {side: _side(theirs, ours) for side, theirs in by_side.items() if theirs}
