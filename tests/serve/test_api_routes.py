@@ -21,7 +21,8 @@ from ftray.serve.asking import DeadlinePassed, EngineLost, UnknownAdapter
 
 OPEN = {"/healthz", "/readyz"}
 TOO_SMALL: dict[Need, tuple[Scope, ...]] = {
-    "infer": ("feedback",), "feedback": ("infer",), "admin": ("infer", "feedback"),
+    "infer": ("feedback",), "feedback": ("infer",), "metrics": ("infer", "feedback"),
+    "admin": ("infer", "feedback", "metrics"),
 }  # fmt: skip
 
 
@@ -40,7 +41,9 @@ def test_no_route_but_health_answers_without_a_key_or_with_a_lesser_one(tmp_path
         _, infer = add_key(path, name="infer", scopes=["infer"])
         _, feedback = add_key(path, name="feedback", scopes=["feedback"])
         _, both = add_key(path, name="both", scopes=["infer", "feedback"])
+        _, all_three = add_key(path, name="three", scopes=["infer", "feedback", "metrics"])
         texts: dict[tuple[Scope, ...], str] = {("infer",): infer, ("feedback",): feedback, ("infer", "feedback"): both}
+        texts["infer", "feedback", "metrics"] = all_three
         app = here.app(keys=Keyring(path))
         assert len(app.routes) == 19
         async with client_of(app) as client:

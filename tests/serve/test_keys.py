@@ -104,6 +104,10 @@ def test_the_endpoint_follows_the_file(tmp_path: Path) -> None:
             assert forbidden.status_code == 403
             assert forbidden.json()["error"]["code"] == "missing_scope"
             assert (await client.get("/metrics", headers={"authorization": f"Bearer {admin}"})).status_code == 200
+            _, reader = add_key(path, name="prometheus", scopes=["metrics"])
+            read = {"authorization": f"Bearer {reader}"}
+            assert (await client.get("/metrics", headers=read)).status_code == 200
+            assert (await client.get("/v1/models", headers=read)).status_code == 403
             remove_key(path, name="ann")
             refused = await client.post("/v1/chat/completions", json=chat())
             assert refused.status_code == 401
