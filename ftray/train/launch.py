@@ -27,6 +27,10 @@ from ftray.train.secrecy import secret_names
 OBJECT_STORE_BYTES = 300 * 2**20
 """Embedded Ray's object store: records and results pass through it, never weights or data."""
 ERROR_NOTE = ".worker-error.json"
+START_SECONDS = 20
+"""How long Ray Train waits for nodes that hold all workers before it looks again; it looks twice."""
+MOST_WAITS = 90
+"""How often it is asked to: an hour in all, for the node that takes a lost one's place, or for others' jobs to end."""
 PASSED_ON = {
     "CXX",
     "GOMP_SPINCOUNT",
@@ -184,16 +188,28 @@ def _fit(trainer: Any, *, retries: int) -> Any:
     """Return what rank 0 returned.
 
     Ray Train replaces workers that die while they work; one that dies while its group starts ends Ray's controller,
-    and is retried here.
+    and is retried here. So does a group for which the cluster has no room now, and it is waited for.
     """
     train: Any = ray.train
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_SECONDS))
+    waits = MOST_WAITS
     while True:
         try:
             return trainer.fit().return_value
         except train.ControllerError as error:
-            if retries == 0 or _cause(error).kind != "node":
+            if _has_no_room(str(error)):
+                waits -= 1
+                if waits <= 0:
+                    raise
+            elif retries == 0 or _cause(error).kind != "node":
                 raise
-            retries -= 1
+            else:
+                retries -= 1
+
+
+def _has_no_room(text: str) -> bool:
+    """Return whether Ray Train gave up because nodes for all workers were not there in time."""
+    return "worker group startup timed out" in text
 
 
 def _resources(plan: Plan) -> dict[str, float]:
@@ -263,6 +279,11 @@ def _cause(error: Exception) -> RunError:
     # Not "OOM": Ray's sentence about any killed worker names the kernel's OOM killer among the possible causes.
     if is_out_of_memory(text):
         kind, hint = "oom", OUT_OF_MEMORY_HINT
+    elif _has_no_room(text):
+        kind, hint = (
+            "node",
+            "The cluster had no room for all workers (ray status); the same command resumes when it has.",
+        )
     elif any(word in text for word in ("ActorDied", "actor died", "actor is dead", "NodeDied", "WorkerHealthCheck")):
         kind, hint = "node", "Workers were lost more often than compute.max_failures allows; the same command resumes."
     elif "gloo" in text.lower() or "nccl" in text.lower():
