@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
 import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -132,6 +134,41 @@ def _fitting_workers(plan: Plan, node: Resources) -> int:
     return int(min(fits) + 1e-9)
 
 
+class NodeAddresses(TorchConfig):
+    """Torch's process group, in which each worker gives the others the address by which the cluster knows its node."""
+
+    @property
+    def backend_cls(self) -> type:
+        """What starts the process group on all workers."""
+
+        class Started(super().backend_cls):  # type: ignore[misc]
+            def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+                worker_group.execute(listen_at_node_address)
+                super().on_start(worker_group, backend_config)
+
+        return Started
+
+
+def listen_at_node_address() -> None:
+    """Make gloo listen at this node's address for the cluster, unless the user has named an interface.
+
+    Left alone it takes the address of the host's name, which hosts files often call 127.0.1.1: workers of other nodes
+    would look for this one on their own.
+    """
+    name = interface_of(ray.util.get_node_ip_address())
+    if name is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def interface_of(address: str) -> str | None:
+    """Return the network interface that has an address, None where there is none."""
+    kinds = (socket.AF_INET, socket.AF_INET6)
+    for name, given in psutil.net_if_addrs().items():
+        if any(one.family in kinds and one.address.partition("%")[0] == address for one in given):
+            return name
+    return None
+
+
 def launch(
     worker: Worker,
     payload: dict[str, Any],
@@ -155,7 +192,7 @@ def launch(
     trainer: Any = cast("Any", trainer_class)(
         _run_worker,
         train_loop_config={"worker": worker, "payload": payload, "note": str(note)},
-        torch_config=TorchConfig(backend="nccl" if plan.gpus_per_worker else "gloo"),
+        torch_config=NodeAddresses(backend="nccl" if plan.gpus_per_worker else "gloo"),
         scaling_config=train.ScalingConfig(
             num_workers=plan.workers if plan.min_workers == plan.workers else (plan.min_workers, plan.workers),
             use_gpu=plan.gpus_per_worker > 0,

@@ -71,6 +71,7 @@ def show_submitted(job: Job, cluster: Cluster, record: Record) -> Path:
     record.require(resumed.document["submission_id"] == f"{name[:-1]}2", "the next attempt has the next number")
     ended = cluster.ftray(*job.words, "--wait", "--json")
     result = ended.document["result"]
+    record.require(result is not None, "its result is in the storage", ended.document)
     record.step("attach and wait for its end", ended, f"{ended.document['ended']}; {headline(job, result)}")
     after = ledger(job, folder)
     require_once(job, before, after, record)
