@@ -41,7 +41,8 @@ def show_death(job: Job, undisturbed: Path, cluster: Cluster, record: Record, *,
     )
     until(lambda: cluster.num_nodes() == before - 1, "the cluster's knowledge of the loss")
     if joins is not None:
-        host, started = cluster.join(joins), time.monotonic()
+        started = time.monotonic()
+        host = cluster.join(joins)
         record.note(
             "another node joins",
             cluster.command(joins),

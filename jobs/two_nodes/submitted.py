@@ -149,5 +149,5 @@ def headline(job: Job, result: Line) -> str:
     test = result["test"]
     return (
         f"step {result['selected']['step']} of {result['steps']} selected, {test['tuned']['value']:.1%} of {test['n']} "
-        f"test rows (base {test['base']['value']:.1%}), {result['workers']} workers, {result['attempts']} attempts"
+        f"test rows (base {test['base']['value']:.1%}), {result['workers']} workers, {result['attempts']} attempt{'s' if result['attempts'] > 1 else ''}"
     )
