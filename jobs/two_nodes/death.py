@@ -76,7 +76,9 @@ def require_resumed(folder: Path, at_step: int, killed_at: float, record: Record
 def compare(undisturbed: Path, disturbed: Path, record: Record, *, is_exact: bool) -> None:
     """Require the same selected step, the same answers and the same weights; without `is_exact`, nearly those."""
     one, other = (json.loads((run / "result.json").read_text(encoding="utf-8")) for run in (undisturbed, disturbed))
-    answers = [[line["tuned"] for line in read_lines(run / "predictions.jsonl")] for run in (undisturbed, disturbed)]
+    asked = [read_lines(run / "predictions.jsonl") for run in (undisturbed, disturbed)]
+    answers = [[line["tuned"] for line in lines if line["task"] == "task"] for lines in asked]
+    scores = max(abs(mine["tuned_score"] - theirs["tuned_score"]) for mine, theirs in zip(*asked, strict=True))
     same = sum(mine == theirs for mine, theirs in zip(*answers, strict=True))
     weights = [load_file(run / "adapter" / "adapter_model.safetensors") for run in (undisturbed, disturbed)]
     assert weights[0].keys() == weights[1].keys()
@@ -88,6 +90,7 @@ def compare(undisturbed: Path, disturbed: Path, record: Record, *, is_exact: boo
         "selected_steps": steps,
         "equal_answers": same,
         "answers": len(answers[0]),
+        "largest_score_difference": scores,
         "largest_difference": difference,
         "largest_weight": largest,
         "equal_files": digests[0] == digests[1],
@@ -95,7 +98,8 @@ def compare(undisturbed: Path, disturbed: Path, record: Record, *, is_exact: boo
     record.note(
         "compare it with the undisturbed run",
         "",
-        f"selected steps {steps[0]} and {steps[1]}; {same} of {len(answers[0])} answers equal; "
+        f"selected steps {steps[0]} and {steps[1]}; {same} of {len(answers[0])} test answers equal; scores of all rows "
+        f"differ by at most {scores:.2g}; "
         f"weights differ by at most {difference:.2g}" + (", files equal" if digests[0] == digests[1] else ""),
     )
     record.require(steps[0] == steps[1], "the same step is selected", steps)

@@ -12,7 +12,7 @@ from record import Record
 
 MANIFESTS = REPOSITORY / "cluster" / "kuberay"
 QUESTION = "Which intent is this? play some jazz by miles davis"
-ANSWER = "PlayMusic"
+ANSWER = "play music"
 START_SECONDS = 240.0
 
 
