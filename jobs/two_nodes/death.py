@@ -108,7 +108,8 @@ def compare(undisturbed: Path, disturbed: Path, record: Record, *, is_exact: boo
         record.require(difference <= 1e-6, "the weights are equal within 1e-6", difference)
     else:
         record.require(same >= 0.99 * len(answers[0]), "99 of 100 answers are equal", same)
-        record.require(difference <= 0.01 * largest, "the weights are equal within 1 % of the largest", difference)
+        # Sums over one worker's examples round otherwise than sums of two workers' sums.
+        record.require(difference <= 1e-3, "the weights are equal within 1e-3", difference)
 
 
 def seconds_of(text: str) -> float:

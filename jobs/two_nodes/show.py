@@ -2,7 +2,7 @@
 
 FTRAY_SHARED=../shared python jobs/two_nodes/show.py                    everything; writes results.json
 FTRAY_SHARED=../shared python jobs/two_nodes/show.py --only train sweep   these parts; the others' results are kept
-python jobs/two_nodes/show.py --render-readme                           README.md's tables from results.json
+python jobs/two_nodes/show.py --render-readme                           this README's tables, and cluster/README.md's
 
 Ends with what does not hold, if anything does not. Everything that it starts is ended, also after Ctrl-C.
 """
@@ -32,7 +32,7 @@ from nodes import Cluster  # noqa: E402
 from record import Record  # noqa: E402
 from refused import show_refused  # noqa: E402
 from submitted import Job, show_submitted  # noqa: E402
-from tables import describe_machine, print_tables, render_readme  # noqa: E402
+from tables import describe_machine, print_tables, render_readme, render_summary  # noqa: E402
 
 PARTS = ("refused", "train", "sweep", "replaced", "alone", "endpoint")
 PACKAGES = ("ray", "torch", "deepspeed")
@@ -49,7 +49,9 @@ def main() -> None:
     asked = read_arguments()
     file = asked.output or HERE / "results.json"
     if asked.render_readme:
-        render_readme(json.loads(file.read_text(encoding="utf-8")), HERE / "README.md")
+        results = json.loads(file.read_text(encoding="utf-8"))
+        render_readme(results, HERE / "README.md")
+        render_summary(results, HERE.parents[1] / "cluster" / "README.md")
         return
     # A show that is told to end takes everything away, as after Ctrl-C.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -69,7 +71,7 @@ def read_arguments() -> Namespace:
         "--work", type=Path, help="keep the shared folder here; a run that is there is not trained again"
     )
     parser.add_argument("--output", type=Path, help="default: results.json beside this file")
-    parser.add_argument("--render-readme", action="store_true", help="fill README.md from earlier results")
+    parser.add_argument("--render-readme", action="store_true", help="fill both READMEs from earlier results")
     return parser.parse_args()
 
 

@@ -146,9 +146,9 @@ def headline(job: Job, result: Line) -> str:
         counts = result["counts"]
         ended = ", ".join(f"{count} {state}" for state, count in counts.items() if count and state != "requested")
         return f"{counts['requested']} trials: {ended}; recommended: {result['recommended']}"
-    test, tries = result["test"], result["attempts"]
+    test, tries, workers = result["test"], result["attempts"], result["workers_seen"]
     return (
         f"step {result['selected']['step']} of {result['steps']} selected, {test['tuned']['value']:.1%} of {test['n']} "
-        f"test rows (base {test['base']['value']:.1%}), {result['workers_seen']} workers at the end, "
+        f"test rows (base {test['base']['value']:.1%}), {workers} worker{'s' if workers > 1 else ''} at the end, "
         f"{tries} attempt{'s' if tries > 1 else ''}"
     )

@@ -262,7 +262,8 @@ def test_an_address_is_that_of_an_interface() -> None:
 
 
 def test_gloo_listens_where_the_cluster_looks_for_this_node(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "to be put back")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
     monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.1")
     listen_at_node_address()
     assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
