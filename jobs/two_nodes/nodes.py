@@ -151,6 +151,7 @@ class Cluster:
         kept.pop("FTRAY_STORAGE", None)
         environment = kept | {
             "PYTHONPATH": str(REPOSITORY),
+            "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
             "RAY_API_SERVER_ADDRESS": self.dashboard,
             "COLUMNS": "160",
