@@ -165,7 +165,7 @@ def interface_of(address: str) -> str | None:
     kinds = (socket.AF_INET, socket.AF_INET6)
     for name, given in psutil.net_if_addrs().items():
         if any(one.family in kinds and one.address.partition("%")[0] == address for one in given):
-            return name
+            return str(name)
     return None
 
 

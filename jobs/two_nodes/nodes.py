@@ -161,10 +161,11 @@ class Cluster:
             self.network.on_laptop(words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
         )
 
-    def detach(self, words: tuple[str, ...], enough: Callable[[], Any], what: str) -> Answer:
+    def detach(self, *arguments: str, enough: Callable[[], Any], what: str) -> Answer:
         """Run ftray on the laptop until there is enough of it, then press Ctrl-C."""
         started = time.monotonic()
-        process = self.begin(sys.executable, "-m", "ftray", *words)
+        words = (sys.executable, "-m", "ftray", *arguments)
+        process = self.begin(*words)
         try:
             until(lambda: process.poll() is not None or enough(), what)
             process.send_signal(signal.SIGINT)

@@ -6,12 +6,9 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from nodes import Answer
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from nodes import BIN, REPOSITORY, Answer
 
 
 class Record:
@@ -19,7 +16,7 @@ class Record:
 
     def __init__(self, part: str, aliases: Mapping[str, str]) -> None:
         self.part = part
-        self._aliases = {f"{REPOSITORY}/": "", f"{sys.executable} -m ftray": "ftray", **aliases}
+        self._aliases = {f"{sys.executable} -m ftray": "ftray", f"{BIN}/": "", f"{REPOSITORY}/": "", **aliases}
         self._started = time.monotonic()
         self.steps: list[dict[str, Any]] = []
         self.holds: list[str] = []
@@ -46,9 +43,13 @@ class Record:
             raise SystemExit(f"{self.part}: this does not hold: {what}; seen: {given}")
         self.holds.append(what)
 
+    def hide(self, text: str, name: str) -> None:
+        """Write `name` for this text from now on."""
+        self._aliases[text] = name
+
     def spelt(self, words: tuple[str, ...]) -> str:
         """Return a command as somebody would type it who has the repository here and the variables of the README."""
-        text = shlex.join(words if words[0] in (sys.executable, "curl", "serve") else ("ftray", *words))
+        text = shlex.join(words)
         for here, there in self._aliases.items():
             text = text.replace(here, there)
         return text

@@ -48,8 +48,7 @@ def show_submitted(job: Job, cluster: Cluster, record: Record) -> Path:
     )
     record.require(attempts(cluster, run_id) == 1, "the cluster has one submission of it")
 
-    words = ("logs", name, "--follow")
-    left = cluster.detach(words, lambda: is_under_way(job, folder), f"{name} under way")
+    left = cluster.detach("logs", name, "--follow", enough=lambda: is_under_way(job, folder), what=f"{name} under way")
     record.step("follow it, then Ctrl-C", left, f"{len(left.stdout.splitlines())} lines; detached", exit_code=130)
     record.require(f"detached; {name} goes on" in left.stderr, "Ctrl-C says that it goes on", left.stderr)
     stands = cluster.ftray("status", name, "--json")
