@@ -74,7 +74,7 @@ def _submitted(record: Record) -> list[tuple[str, str]]:
     name = next(step["command"] for step in record["steps"]).split()[2]
     if "trials" in figures:
         before = figures["trials_before_stop"]
-        once = f"{before} trials had ended when it was stopped; {figures['trials']} ended, each once"
+        once = f"trials that had ended when it was stopped: {before}; in all: {figures['trials']}, each once"
     else:
         once = (
             f"stopped after step {figures['stopped_at_step']}, resumed at step {figures['resumed_at_step']} of "
