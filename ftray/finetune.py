@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ftray import __version__
-from ftray.artifacts import RunDirectory, digest_of, now, read_json, run_lock, write_json
+from ftray.artifacts import RunDirectory, now, read_json, run_lock, write_json
 from ftray.audit.report import AuditReport
 from ftray.audit.table import spell_rows
 from ftray.data.conversations import REPLAY
@@ -27,7 +27,7 @@ from ftray.errors import (
     is_out_of_memory,
 )
 from ftray.follow import following
-from ftray.job import LoadedJob, run_directory, run_id_of
+from ftray.job import LoadedJob, evaluate_digest, run_directory, run_id_of
 from ftray.model.base import identify, own_precision
 from ftray.observe.measures import RunMeasures
 from ftray.observe.ray_measures import RayInstruments
@@ -160,7 +160,7 @@ def finished_result(run: RunDirectory, loaded: LoadedJob) -> dict[str, Any] | No
     if not run.result.exists():
         return None
     result: dict[str, Any] = read_json(run.result)
-    same_evaluation = result.get("evaluate_digest") == digest_of(loaded.job.evaluate.model_dump(mode="json"))
+    same_evaluation = result.get("evaluate_digest") == evaluate_digest(loaded)
     return result if result["status"] in FINISHED and same_evaluation else None
 
 
@@ -404,7 +404,7 @@ def result_record(
         "seconds": {**outcome["seconds"], "startup": _startup(outcome["seconds"], total), "total": total},
         "data_digests": prepared.datasets.digests,
         "replay": replay_record(prepared.datasets),
-        "evaluate_digest": digest_of(loaded.job.evaluate.model_dump(mode="json")),
+        "evaluate_digest": evaluate_digest(loaded),
         "versions": {"ftray": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}},
         "started_at": started_at,
         "ended_at": now(),

@@ -14,11 +14,11 @@ from typing import Annotated, Any, cast
 
 from pydantic import Field
 
-from ftray.artifacts import RunDirectory, digest_of, storage_place
+from ftray.artifacts import RunDirectory, digest_file, digest_of, storage_place
 from ftray.config import Config
 from ftray.data.config import DataConfig, Source
 from ftray.endpoint import ServeConfig
-from ftray.evaluate.config import TASK_FILES, EvaluateConfig
+from ftray.evaluate.config import TASK_FILES, EvaluateConfig, LmEvalProbe
 from ftray.jobfile import apply_sets, expand_path, read_yaml, resolve_path, validate
 from ftray.model.config import MethodConfig
 from ftray.presets import PRESETS, PresetName
@@ -211,6 +211,22 @@ def identity(loaded: LoadedJob) -> dict[str, Any]:
 def run_id_of(loaded: LoadedJob) -> str:
     """Return the run id: the SHA-256 of the canonical JSON of the declared identity."""
     return digest_of(identity(loaded))
+
+
+def evaluate_digest(loaded: LoadedJob) -> str:
+    """Return the digest of how the job is judged: of what its probes hold, wherever their files lie.
+
+    On a cluster they lie elsewhere than where the job was submitted. Raises InputError for one that is not there.
+    """
+    from ftray.data.readers import source_digest
+
+    evaluate = loaded.job.evaluate.model_dump(mode="json")
+    for record, probe in zip(evaluate["general"], loaded.job.evaluate.general, strict=True):
+        if not isinstance(probe, LmEvalProbe):
+            record["path"] = source_digest(probe, loaded.base)
+        elif probe.lm_eval.endswith(TASK_FILES) and Path(probe.lm_eval).is_file():
+            record["lm_eval"] = digest_file(Path(probe.lm_eval))
+    return digest_of(evaluate)
 
 
 def run_directory(loaded: LoadedJob, run_id: str) -> RunDirectory:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,9 @@ class LiveRay:
     address: str
     token: str
     folder: Path
-    metrics_port: int
+    gcs: str = ""
+    """Where other nodes join it."""
+    metrics_port: int = 0
 
     def environment(self, **more: str) -> dict[str, str]:
         """Return the environment of a user of this cluster."""
@@ -118,45 +120,57 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running_ray() -> Iterator[LiveRay]:
+def running_ray(*, cpus: int = 4) -> Iterator[LiveRay]:
     """Start a head node with a job server and a token; end it with everything it started."""
     # Paths of sockets must be short.
     folder = Path(tempfile.mkdtemp(prefix="ft-"))
-    token, port, metrics_port = secrets.token_hex(32), free_port(), free_port()
-    words = ["start", "--head", "--block", "--num-cpus=4", "--object-store-memory=120000000", f"--temp-dir={folder}"]
-    words += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
-    words += [f"--metrics-export-port={metrics_port}"]
-    words += [f"--{name}={free_port()}" for name in ("port", "ray-client-server-port", "dashboard-agent-listen-port")]
-    kept = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
-    environment = {**kept, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
-    environment |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "OMP_NUM_THREADS": "1"}
-    environment |= {"RAY_metrics_report_interval_ms": "500"}
-    with (folder / "head.log").open("w") as log:
-        process = subprocess.Popen(
-            [str(Path(sys.executable).parent / "ray"), *words],
-            stdout=log,
-            stderr=log,
-            env=environment,
-            start_new_session=True,
-        )
-    ray = LiveRay(f"http://127.0.0.1:{port}", token, folder, metrics_port)
-    try:
+    token, port, gcs, metrics = secrets.token_hex(32), *(free_port() for _ in range(3))
+    words = ["--head", f"--port={gcs}", f"--num-cpus={cpus}", f"--temp-dir={folder}", "--include-dashboard=true"]
+    words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}", f"--ray-client-server-port={free_port()}"]
+    words.append(f"--metrics-export-port={metrics}")
+    ray = LiveRay(f"http://127.0.0.1:{port}", token, folder, f"127.0.0.1:{gcs}", metrics)
+    with running_node(ray, words) as process:
         wait_until_it_answers(ray, process)
         yield ray
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def running_node(ray: LiveRay, words: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `ray start` with these words; end it with everything it started."""
+    kept = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
+    environment = {**kept, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ray.token, "RAY_USAGE_STATS_ENABLED": "0"}
+    environment |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "OMP_NUM_THREADS": "1"}
+    environment |= {"RAY_metrics_report_interval_ms": "500"}
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--object-store-memory=120000000", *words]
+    command += [f"--dashboard-agent-listen-port={free_port()}"]
+    with (ray.folder / "head.log").open("a") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    try:
+        yield process
     finally:
         # Commands of jobs have sessions of their own, and outlive the node.
-        started: list[psutil.Process] = []
-        with contextlib.suppress(psutil.NoSuchProcess):
-            started = psutil.Process(process.pid).children(recursive=True)
+        started = tree(process.pid)
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(3)
-        for left in started:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                left.kill()
-        shutil.rmtree(folder, ignore_errors=True)
+        kill_all(started)
+
+
+def tree(root: int) -> list[psutil.Process]:
+    """Return a process and all that it has started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(root)
+        return [process, *process.children(recursive=True)]
+    return []
+
+
+def kill_all(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def wait_until_it_answers(ray: LiveRay, process: subprocess.Popen[bytes]) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ftray.check import check_job, render_check, spell_seconds
 from ftray.errors import InputError
-from ftray.job import LoadedJob, load_job, run_directory, run_id_of
+from ftray.job import LoadedJob, evaluate_digest, load_job, run_directory, run_id_of
 from ftray.quickstart.pretrain import tiny_base
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -161,9 +161,9 @@ def test_the_state_of_the_run_is_told(folder: Path) -> None:
     first = check_job(loaded)
     run = run_directory(loaded, first["run_id"])
     run.create()
-    from ftray.artifacts import digest_of, write_json
+    from ftray.artifacts import write_json
 
-    evaluated = digest_of(loaded.job.evaluate.model_dump(mode="json"))
+    evaluated = evaluate_digest(loaded)
     write_json(run.result, {"status": "completed", "evaluate_digest": evaluated})
     assert check_job(loaded)["state"] == "finished"
     write_json(run.result, {"status": "failed", "evaluate_digest": evaluated})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ftray.job import LoadedJob, identity, load_job, run_directory, run_id_of
+from ftray.job import LoadedJob, evaluate_digest, identity, load_job, run_directory, run_id_of
 from ftray.model.base import identify
 
 JOB = """\
@@ -177,3 +177,14 @@ def test_every_source_of_a_list_counts(folder: Path) -> None:
     assert "train.jsonl" not in json.dumps(identity(load(folder, both)))
     (folder / "other.jsonl").write_text(json.dumps({"q": "new", "a": "b"}) + "\n")
     assert run_id(folder, both) != before
+
+
+def test_a_job_is_judged_by_what_its_probes_hold_wherever_they_lie(folder: Path) -> None:
+    (folder / "cats.txt").write_text("The cat sat down.")
+    (folder / "same.txt").write_text("The cat sat down.")
+    probe = "evaluate.general=[{name: cats, path: %s}]"
+    before = evaluate_digest(load(folder, probe % "cats.txt"))
+    assert evaluate_digest(load(folder, probe % "same.txt")) == before
+    (folder / "cats.txt").write_text("The cat stood up.")
+    assert evaluate_digest(load(folder, probe % "cats.txt")) != before
+    assert evaluate_digest(load(folder, probe % "same.txt", "evaluate.max_forgetting=0.5")) != before

@@ -10,7 +10,7 @@ from pathlib import Path
 from ftray.artifacts import RunDirectory, digest_of
 from ftray.campaign import SweepDirectory
 from ftray.errors import InputError
-from ftray.job import Job, LoadedJob, run_directory, run_id_of
+from ftray.job import Job, LoadedJob, evaluate_digest, run_directory, run_id_of
 from ftray.jobfile import VARIABLE, apply_sets, read_yaml
 from ftray.submit.client import EntrypointResources
 from ftray.submit.parcel import Reach
@@ -71,7 +71,7 @@ class Request:
 
     def judged(self) -> str:
         """Return the digest of what decides how the work is judged, and, for a campaign, when it is over."""
-        evaluate = digest_of(self.job.evaluate.model_dump(mode="json"))
+        evaluate = evaluate_digest(self.loaded)
         if self.kind == "train" or self.job.sweep is None:
             return evaluate
         ends = self.job.sweep.model_dump(mode="json", include={"finalists", "budget"})

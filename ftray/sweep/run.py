@@ -16,7 +16,7 @@ from ftray.artifacts import digest_of, now, read_json, require_writable, run_loc
 from ftray.campaign import Config, SweepDirectory
 from ftray.errors import Interrupted, RunError
 from ftray.finetune import require_registrable, require_workers, sample_replay
-from ftray.job import LoadedJob
+from ftray.job import LoadedJob, evaluate_digest
 from ftray.model.base import identify
 from ftray.observe import spans
 from ftray.observe.measures import CampaignMeasures
@@ -114,7 +114,7 @@ def finished_record(directory: SweepDirectory, loaded: LoadedJob) -> dict[str, A
 def judged_digest(loaded: LoadedJob) -> str:
     """Return the digest of what decides how a finished campaign is judged, beside its trials."""
     finalists = loaded.job.sweep.finalists if loaded.job.sweep else None
-    return digest_of({"evaluate": loaded.job.evaluate.model_dump(mode="json"), "finalists": finalists})
+    return digest_of({"evaluate": evaluate_digest(loaded), "finalists": finalists})
 
 
 def ends_digest(loaded: LoadedJob) -> str:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
 import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -28,6 +30,10 @@ from ftray.train.secrecy import Secrets, is_secret, secret_names
 OBJECT_STORE_BYTES = 300 * 2**20
 """Embedded Ray's object store: records and results pass through it, never weights or data."""
 ERROR_NOTE = ".worker-error.json"
+START_SECONDS = 20
+"""How long Ray Train waits for nodes that hold all workers before it looks again; it looks twice."""
+MOST_WAITS = 90
+"""How often it is asked to: an hour in all, for the node that takes a lost one's place, or for others' jobs to end."""
 PASSED_ON = {
     "CXX",
     "FTRAY_LOG",
@@ -130,6 +136,41 @@ def _fitting_workers(plan: Plan, node: Resources) -> int:
     return int(min(fits) + 1e-9)
 
 
+class NodeAddresses(TorchConfig):
+    """Torch's process group, in which each worker gives the others the address by which the cluster knows its node."""
+
+    @property
+    def backend_cls(self) -> type:
+        """What starts the process group on all workers."""
+
+        class Started(super().backend_cls):  # type: ignore[misc]
+            def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+                worker_group.execute(listen_at_node_address)
+                super().on_start(worker_group, backend_config)
+
+        return Started
+
+
+def listen_at_node_address() -> None:
+    """Make gloo listen at this node's address for the cluster, unless the user has named an interface.
+
+    Left alone it takes the address of the host's name, which hosts files often call 127.0.1.1: workers of other nodes
+    would look for this one on their own.
+    """
+    name = interface_of(ray.util.get_node_ip_address())
+    if name is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def interface_of(address: str) -> str | None:
+    """Return the network interface that has an address, None where there is none."""
+    kinds = (socket.AF_INET, socket.AF_INET6)
+    for name, given in psutil.net_if_addrs().items():
+        if any(one.family in kinds and one.address.partition("%")[0] == address for one in given):
+            return str(name)
+    return None
+
+
 def launch(
     worker: Worker,
     payload: dict[str, Any],
@@ -160,7 +201,7 @@ def launch(
             "note": str(note),
             "secrets": secrets or own_secrets(),
         },
-        torch_config=TorchConfig(backend="nccl" if plan.gpus_per_worker else "gloo"),
+        torch_config=NodeAddresses(backend="nccl" if plan.gpus_per_worker else "gloo"),
         scaling_config=train.ScalingConfig(
             num_workers=plan.workers if plan.min_workers == plan.workers else (plan.min_workers, plan.workers),
             use_gpu=plan.gpus_per_worker > 0,
@@ -193,16 +234,28 @@ def _fit(trainer: Any, *, retries: int) -> Any:
     """Return what rank 0 returned.
 
     Ray Train replaces workers that die while they work; one that dies while its group starts ends Ray's controller,
-    and is retried here.
+    and is retried here. So does a group for which the cluster has no room now, and it is waited for.
     """
     train: Any = ray.train
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_SECONDS))
+    waits = MOST_WAITS
     while True:
         try:
             return trainer.fit().return_value
         except train.ControllerError as error:
-            if retries == 0 or _cause(error).kind != "node":
+            if _has_no_room(str(error)):
+                waits -= 1
+                if waits <= 0:
+                    raise
+            elif retries == 0 or _cause(error).kind != "node":
                 raise
-            retries -= 1
+            else:
+                retries -= 1
+
+
+def _has_no_room(text: str) -> bool:
+    """Return whether Ray Train gave up because nodes for all workers were not there in time."""
+    return "worker group startup timed out" in text
 
 
 def _resources(plan: Plan) -> dict[str, float]:
@@ -280,6 +333,11 @@ def _cause(error: Exception) -> RunError:
     # Not "OOM": Ray's sentence about any killed worker names the kernel's OOM killer among the possible causes.
     if is_out_of_memory(text):
         kind, hint = "oom", OUT_OF_MEMORY_HINT
+    elif _has_no_room(text):
+        kind, hint = (
+            "node",
+            "The cluster had no room for all workers (ray status); the same command resumes when it has.",
+        )
     elif any(word in text for word in ("ActorDied", "actor died", "actor is dead", "NodeDied", "WorkerHealthCheck")):
         kind, hint = "node", "Workers were lost more often than compute.max_failures allows; the same command resumes."
     elif "gloo" in text.lower() or "nccl" in text.lower():

@@ -68,9 +68,7 @@ def read_arguments() -> Namespace:
     parser.add_argument(
         "--keep", type=Path, help="keep runs and logs in this folder; campaigns that are there are not run again"
     )
-    parser.add_argument(
-        "--kept-only", action="store_true", help="with --keep: run nothing, put together what is there"
-    )
+    parser.add_argument("--kept-only", action="store_true", help="with --keep: run nothing, put together what is there")
     parser.add_argument("--output", type=Path, help="default: results.json beside this file; with --quick: none")
     parser.add_argument(
         "--render-readme", action="store_true", help="fill README.md from the output of an earlier call"

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from ftray.errors import InputError
-from ftray.job import LoadedJob, identity, load_job
+from ftray.job import LoadedJob, evaluate_digest, identity, load_job
 from ftray.submit.arrival import settle
 from ftray.submit.parcel import MOST_BYTES, ParcelFile, Reach, own_modules, pack, parse_mapping, require_small
 from ftray.submit.staging import JOB_FILE, MANIFEST, stage, staged
@@ -65,6 +65,7 @@ def test_what_arrives_is_the_same_run(job: Path, storage: Path, tmp_path: Path) 
     loaded = load_job(full_job(job), storage=str(storage))
     there = settled(loaded, Reach(storage=storage), tmp_path)
     assert identity(there) == identity(loaded)
+    assert evaluate_digest(there) == evaluate_digest(loaded), "a finished run would be judged again"
     assert there.job.sweep == loaded.job.sweep
     assert there.base.parent == storage / "shipped"
     assert Path(there.job.model).name == "base"

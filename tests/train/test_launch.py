@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,7 +19,16 @@ from ftray.errors import InputError, RunError
 from ftray.finetune import check, finetune, write_records
 from ftray.job import LoadedJob, run_directory, run_id_of
 from ftray.tracking import current_lines
-from ftray.train.launch import connect, launch, own_secrets, require_place, require_resources, worker_environment
+from ftray.train.launch import (
+    connect,
+    interface_of,
+    launch,
+    listen_at_node_address,
+    own_secrets,
+    require_place,
+    require_resources,
+    worker_environment,
+)
 from ftray.work import WorkOrder, work
 
 pytestmark = [
@@ -194,6 +204,73 @@ def test_a_worker_that_dies_while_its_group_starts_is_replaced(world: Any, clust
     worker = dying_worker(str(tries), times=1, after=0.0)
     assert launch(worker, {}, plan=replace(order.plan, max_failures=1), run=order.run) == {"done": True}
     assert tries.read_text() == "xx"
+
+
+def hold_all_cpus() -> Any:
+    """Take every CPU of the cluster, as another job does; return what holds them."""
+    import ray
+
+    @ray.remote(num_cpus=RAY_CPUS)
+    class Other:
+        pass
+
+    other = Other.remote()
+    ray.get(other.__ray_ready__.remote())
+    return other
+
+
+@pytest.mark.slow
+def test_workers_wait_for_what_another_job_holds(
+    world: Any, cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
+    order = order_of(job(world, tmp_path, workers=1))
+    other = hold_all_cpus()
+    # Ray Train gives up after two waits of a second.
+    release = threading.Timer(8, ray.kill, [other])
+    release.start()
+    try:
+        assert launch(lambda payload: {"done": True}, {}, plan=order.plan, run=order.run) == {"done": True}
+    finally:
+        release.cancel()
+        ray.kill(other)
+
+
+@pytest.mark.slow
+def test_workers_do_not_wait_for_ever(
+    world: Any, cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
+    monkeypatch.setattr("ftray.train.launch.MOST_WAITS", 1)
+    order = order_of(job(world, tmp_path, workers=1))
+    other = hold_all_cpus()
+    try:
+        with pytest.raises(RunError) as caught:
+            launch(lambda payload: {"done": True}, {}, plan=order.plan, run=order.run)
+    finally:
+        ray.kill(other)
+    assert caught.value.kind == "node"
+    assert "no room" in caught.value.hint
+
+
+def test_an_address_is_that_of_an_interface() -> None:
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("192.0.2.1") is None
+
+
+def test_gloo_listens_where_the_cluster_looks_for_this_node(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "to be put back")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.1")
+    listen_at_node_address()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
+    listen_at_node_address()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "eth7"
 
 
 def test_more_workers_than_there_can_be_are_refused_without_waiting(world: Any, cluster: None, tmp_path: Path) -> None:
