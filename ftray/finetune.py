@@ -5,6 +5,7 @@ Everything that can be wrong is found before anything is started; everything tha
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import time
 from collections.abc import Callable
@@ -31,6 +32,8 @@ from ftray.model.base import identify, own_precision
 from ftray.prepare import Datasets
 from ftray.registry.registry import open_registry
 from ftray.registry.store import RECORD_FILE
+from ftray.storage.lease import Lease
+from ftray.storage.mirror import DRIVER, Mirror, is_record, of_training
 from ftray.tracking import require_trackers
 from ftray.train.batches import count_labels
 from ftray.train.checkpoint import find_checkpoints
@@ -72,24 +75,30 @@ def finetune(
     it; an interrupted one raises Interrupted after writing its result.
     """
     require_trackers(loaded.job.tracking)
+    loaded.place.require()
     require_registrable(loaded)
     run_id = run_id_of(loaded)
     run = run_directory(loaded, run_id)
+    mirror = loaded.place.mirror(run.root)
+    mirror.fetch(is_record, as_reader=True)
     earlier = finished_result(run, loaded)
     if earlier is not None:
         earlier = register(loaded, run, earlier)
         if not (run.report.exists() and run.diagnosis.exists()):
-            write_report(run)
+            write_report(run, mirror)
         return {**earlier, "reused": True}
     from ftray.sampling import require_same_texts
 
     prepared = check(loaded, run_id=run_id, run=run)
     require_audit(prepared.audit)
+    require_whole_checkpoints(loaded, prepared.plan)
     require_workers(prepared.plan)
     # A folder that holds another job's checkpoints is refused before anything is written into it.
     find_checkpoints(run.checkpoints, run_id=run_id)
     run.create()
-    with run_lock(run.driver_lock):
+    with run_lock(run.driver_lock), mirror.holding(DRIVER) as lease:
+        # What another machine has come to since.
+        mirror.fetch(is_record)
         if prepared.datasets.awaits_sampling:
             sample_replay(loaded, prepared, on_sampling)
             prepared = check(loaded, run_id=run_id, run=run)
@@ -97,17 +106,25 @@ def finetune(
         require_same_texts(run, run_id=run_id, digest=prepared.datasets.digests.get(REPLAY))
         write_records(loaded, prepared)
         on_plan(prepared)
-        result = train_and_evaluate(loaded, prepared, display)
-        write_json(run.result, result)
-        write_report(run)
+        result = train_and_evaluate(loaded, prepared, display, lease=lease)
+        if lease is not None:
+            lease.verify()
+        write_result(mirror, run, result)
+        write_report(run, mirror)
         result = register(loaded, run, result)
     return result
+
+
+def write_result(mirror: Mirror, run: RunDirectory, result: dict[str, Any]) -> None:
+    """Write result.json, and publish it."""
+    write_json(run.result, result)
+    mirror.publish(run.result.name)
 
 
 def require_registrable(loaded: LoadedJob) -> None:
     """Refuse, before anything is started, a name that the registry could not take at the end."""
     if not loaded.smoke:
-        open_registry(loaded.storage).require_free(loaded.job.name)
+        open_registry(loaded.storage, loaded.place.registry_url).require_free(loaded.job.name)
 
 
 def register(loaded: LoadedJob, run: RunDirectory, result: dict[str, Any]) -> dict[str, Any]:
@@ -118,7 +135,7 @@ def register(loaded: LoadedJob, run: RunDirectory, result: dict[str, Any]) -> di
     """
     if loaded.smoke or result["status"] not in FINISHED:
         return result
-    registry, known = open_registry(loaded.storage), result.get("registered")
+    registry, known = open_registry(loaded.storage, loaded.place.registry_url), result.get("registered")
     if known is not None and registry.has(known["name"], known["digest"]):
         return result
     if not (run.adapter / RECORD_FILE).is_file():
@@ -127,7 +144,7 @@ def register(loaded: LoadedJob, run: RunDirectory, result: dict[str, Any]) -> di
         write_json(run.adapter / RECORD_FILE, describe_adapter(loaded, run, result))
     registered = registry.put(run.adapter, read_json(run.adapter / RECORD_FILE))
     result = {**result, "registered": {"name": registered.name, "digest": registered.digest}}
-    write_json(run.result, result)
+    write_result(loaded.place.mirror(run.root), run, result)
     return result
 
 
@@ -137,7 +154,15 @@ def finished_result(run: RunDirectory, loaded: LoadedJob) -> dict[str, Any] | No
         return None
     result: dict[str, Any] = read_json(run.result)
     same_evaluation = result.get("evaluate_digest") == digest_of(loaded.job.evaluate.model_dump(mode="json"))
-    return result if result["status"] in FINISHED and same_evaluation else None
+    if result["status"] not in FINISHED or not same_evaluation:
+        return None
+    return result if loaded.place.url is None else with_own_paths(result, run)
+
+
+def with_own_paths(result: dict[str, Any], run: RunDirectory) -> dict[str, Any]:
+    """Return result.json with the paths of this machine's working copy, where another one wrote it."""
+    adapter = result["adapter"] and {**result["adapter"], "path": str(run.adapter)}
+    return {**result, "path": str(run.root), "adapter": adapter}
 
 
 def check(loaded: LoadedJob, *, run_id: str, run: RunDirectory) -> Prepared:
@@ -215,6 +240,21 @@ def require_workers(plan: Plan) -> None:
         require_place(plan)
 
 
+def require_whole_checkpoints(loaded: LoadedJob, plan: Plan) -> None:
+    """Raise InputError where each worker writes a part of a checkpoint, and only rank 0 publishes what it writes."""
+    if loaded.place.url is None or plan.method != "full" or plan.workers <= 1:
+        return
+    raise InputError(
+        f"full fine-tuning by {plan.workers} workers writes a part of each checkpoint on every worker, and "
+        f"{loaded.place.url} takes only what one of them writes",
+        kind="incompatible",
+        given={"workers": plan.workers, "storage": loaded.place.url},
+        allowed="a folder that all workers share; or LoRA; or one worker",
+        hint="Name a shared folder: --storage DIR; or set compute.workers: 1, or method.kind: lora.",
+        path="storage",
+    )
+
+
 def sample_replay(loaded: LoadedJob, prepared: Prepared, on_sampling: Callable[[int, int], None]) -> None:
     """Sample the texts that data.replay.sample_base asks for; once, for all workers and all later attempts."""
     from ftray.sampling import sample_base, sampling_of
@@ -223,11 +263,12 @@ def sample_replay(loaded: LoadedJob, prepared: Prepared, on_sampling: Callable[[
     sampling = sampling_of(loaded, tokenizer)
     assert sampling is not None, "what awaits sampling is sampled from the base"
     sample_base(sampling, tokenizer, on_progress=on_sampling)
+    loaded.place.mirror(sampling.texts.file.parent).publish(sampling.texts.file.name)
 
 
 def write_records(loaded: LoadedJob, prepared: Prepared) -> None:
-    """Write job.json, audit.json and plan.json: what ran is what is written here."""
-    job = loaded.job
+    """Write job.json, audit.json and plan.json, and publish them: what ran is what is written here."""
+    job, run = loaded.job, prepared.run
     record = {
         "schema": "ftray/job/1",
         "run_id": prepared.run_id,
@@ -240,9 +281,10 @@ def write_records(loaded: LoadedJob, prepared: Prepared) -> None:
         "replay": replay_record(prepared.datasets),
         "ftray_version": __version__,
     }
-    write_json(prepared.run.job, record)
-    write_json(prepared.run.audit, prepared.audit.to_record())
-    write_json(prepared.run.plan, prepared.plan.to_record())
+    write_json(run.job, record)
+    write_json(run.audit, prepared.audit.to_record())
+    write_json(run.plan, prepared.plan.to_record())
+    loaded.place.mirror(run.root).publish(run.job.name, run.audit.name, run.plan.name)
 
 
 def replay_record(datasets: Datasets) -> dict[str, Any] | None:
@@ -250,11 +292,13 @@ def replay_record(datasets: Datasets) -> dict[str, Any] | None:
     return datasets.replay.to_record() if datasets.replay else None
 
 
-def train_and_evaluate(loaded: LoadedJob, prepared: Prepared, display: Display) -> dict[str, Any]:
-    """Run the workers and return result.json, also when they fail."""
+def train_and_evaluate(
+    loaded: LoadedJob, prepared: Prepared, display: Display, *, lease: Lease | None = None
+) -> dict[str, Any]:
+    """Run the workers and return result.json, also when they fail. `lease`: what this process holds on the run."""
     started_at, started = now(), time.perf_counter()
     try:
-        outcome = run_workers(loaded, prepared, display)
+        outcome = run_workers(loaded, prepared, display, lease)
         if outcome["data_digests"] != prepared.datasets.digests:
             raise RunError(
                 "the workers read other data than this process checked: a file changed in between",
@@ -265,7 +309,9 @@ def train_and_evaluate(loaded: LoadedJob, prepared: Prepared, display: Display) 
             )
     except KeyboardInterrupt as error:
         outcome = failed_outcome("interrupted", None)
-        write_json(prepared.run.result, result_record(loaded, prepared, outcome, started_at, started))
+        result = result_record(loaded, prepared, outcome, started_at, started)
+        with contextlib.suppress(RunError):
+            write_result(loaded.place.mirror(prepared.run.root), prepared.run, result)
         raise Interrupted(
             f"interrupted; {prepared.run.root} keeps its checkpoints",
             kind="interrupted",
@@ -287,8 +333,8 @@ def train_and_evaluate(loaded: LoadedJob, prepared: Prepared, display: Display) 
     return result_record(loaded, prepared, outcome, started_at, started)
 
 
-def run_workers(loaded: LoadedJob, prepared: Prepared, display: Display) -> dict[str, Any]:
-    """Run the worker function in this process or on Ray Train."""
+def run_workers(loaded: LoadedJob, prepared: Prepared, display: Display, lease: Lease | None = None) -> dict[str, Any]:
+    """Run the worker function in this process or on Ray Train; what it has left is here then."""
     from ftray.work import WorkOrder, run_ray_worker, work
 
     order = WorkOrder(
@@ -299,11 +345,24 @@ def run_workers(loaded: LoadedJob, prepared: Prepared, display: Display) -> dict
         sampling_precision=own_precision(),
     )
     if prepared.plan.engine == "torch":
-        return work(order, told=1, display=display, datasets=prepared.datasets)
+        return work(order, told=1, display=display, datasets=prepared.datasets, lease=lease)
     from ftray.train.launch import launch
 
-    with following(prepared.run.metrics, display):
-        return launch(run_ray_worker, {"order": order}, plan=prepared.plan, run=prepared.run.root)
+    run, mirror = prepared.run, order.mirror
+    try:
+        with following(run.metrics, display, mirror=mirror):
+            outcome = launch(run_ray_worker, {"order": order}, plan=prepared.plan, run=run.root, place=loaded.place)
+    except BaseException:
+        with contextlib.suppress(RunError):
+            mirror.fetch(is_training_record)
+        raise
+    mirror.fetch(is_training_record)
+    return with_own_paths(outcome, run) if mirror.is_remote else outcome
+
+
+def is_training_record(name: str) -> bool:
+    """Return whether a file is what workers leave to whoever started them."""
+    return of_training(name) and is_record(name)
 
 
 def failed_outcome(status: str, error: FtrayError | None) -> dict[str, Any]:
@@ -344,6 +403,7 @@ def result_record(
         "run_id": prepared.run_id,
         "name": loaded.job.name,
         "path": str(prepared.run.root),
+        "url": loaded.place.spell(prepared.run.root) if loaded.place.url else None,
         "smoke": loaded.smoke,
         "reused": False,
         "attempts": next_attempt(prepared.run.metrics) - 1,
@@ -369,8 +429,9 @@ def _startup(seconds: dict[str, float], total: float) -> float:
     return max(0.0, total - sum(seconds[part] for part in ("train", "evaluate", "checkpoint")))
 
 
-def write_report(run: RunDirectory) -> None:
-    """Write diagnosis.json and report.html from the records."""
+def write_report(run: RunDirectory, mirror: Mirror) -> None:
+    """Write diagnosis.json and report.html from the records, and publish them."""
     from ftray.report.render import render_run
 
     render_run(run)
+    mirror.publish(run.diagnosis.name, run.report.name)

@@ -14,16 +14,19 @@ from typing import Any, Protocol
 from ftray import __version__
 from ftray.artifacts import digest_of, now, read_json, require_writable, run_lock, write_json
 from ftray.campaign import Config, SweepDirectory
-from ftray.errors import Interrupted, RunError
+from ftray.errors import InputError, Interrupted, RunError
 from ftray.finetune import require_registrable, require_workers, sample_replay
 from ftray.job import LoadedJob
 from ftray.model.base import identify
+from ftray.storage.mirror import DRIVER, is_record, of_campaign
+from ftray.storage.place import Place
 from ftray.sweep.callback import Watcher
 from ftray.sweep.conclude import conclude, interrupted_record
 from ftray.sweep.mode import Mode
 from ftray.sweep.prepare import Campaign, prepare_campaign, sweep_directory, sweep_id_of
 from ftray.sweep.registering import register
 from ftray.sweep.spent import Spent
+from ftray.sweep.trial_files import fetch_trials
 from ftray.sweep.tuning import Search
 from ftray.tracking import require_trackers
 
@@ -56,9 +59,12 @@ def sweep(loaded: LoadedJob, *, display: Display, forced: str | None = None) -> 
     """
     began = time.monotonic()
     require_trackers(loaded.job.tracking)
+    loaded.place.require()
     require_registrable(loaded)
     sweep_id = sweep_id_of(loaded)
     directory = sweep_directory(loaded, sweep_id)
+    mirror = loaded.place.mirror(directory.root)
+    mirror.fetch(is_record, as_reader=True)
     earlier = finished_record(directory, loaded)
     if earlier is not None:
         earlier = register(
@@ -69,14 +75,19 @@ def sweep(loaded: LoadedJob, *, display: Display, forced: str | None = None) -> 
     campaign = prepare_campaign(loaded, sweep_id=sweep_id, forced=forced)
     require_place_for(campaign)
     require_writable(directory.trials, hint="Choose another place with --storage DIR, or the job's `storage`.")
-    with run_lock(directory.driver_lock):
+    with run_lock(directory.driver_lock), mirror.holding(DRIVER) as lease:
+        # What another machine has come to since.
+        mirror.fetch(is_record)
         if campaign.prepared.datasets.awaits_sampling:
             display.say("Sampling texts from the base to rehearse them")
             sample_replay(loaded, campaign.prepared, lambda done, total: None)
             campaign = prepare_campaign(loaded, sweep_id=sweep_id, forced=forced)
+        directory.trials.mkdir(exist_ok=True)
         write_records(campaign)
+        mirror.publish(directory.job.name, directory.audit.name)
         display.on_plan(campaign.to_record())
-        return run_campaign(campaign, display, began=began)
+        with mirror.publishing(of_campaign, lease=lease):
+            return run_campaign(campaign, display, began=began)
 
 
 def require_place_for(campaign: Campaign) -> None:
@@ -84,6 +95,7 @@ def require_place_for(campaign: Campaign) -> None:
     plan = campaign.prepared.plan
     if campaign.mode == "trainers":
         require_workers(plan)
+        require_one_node(campaign.loaded.place)
     elif plan.gpus_per_worker > 0:
         require_workers(replace(plan, workers=1, min_workers=1))
 
@@ -97,7 +109,43 @@ def finished_record(directory: SweepDirectory, loaded: LoadedJob) -> dict[str, A
     is_over = record["status"] == "completed" or (
         record["status"] in ("budget", "failed") and record["ends_digest"] == ends_digest(loaded)
     )
-    return record if is_over and record["judged_digest"] == judged_digest(loaded) else None
+    if not is_over or record["judged_digest"] != judged_digest(loaded):
+        return None
+    return record if loaded.place.url is None else with_own_paths(record, directory)
+
+
+def with_own_paths(record: dict[str, Any], directory: SweepDirectory) -> dict[str, Any]:
+    """Return sweep.json with the paths of this machine's working copy, where another one wrote it."""
+
+    def moved(one: dict[str, Any] | None) -> dict[str, Any] | None:
+        if one is None or one["adapter"] is None:
+            return one
+        return {**one, "adapter": {**one["adapter"], "path": str(directory.trial(one["trial_id"]).adapter)}}
+
+    return {
+        **record,
+        "path": str(directory.root),
+        "default": moved(record["default"]),
+        "winner": moved(record["winner"]),
+        "finalists": [moved(one) for one in record["finalists"]],
+    }
+
+
+def require_one_node(place: Place) -> None:
+    """Raise InputError where trials with trainers of their own would be on machines that share no folder."""
+    from ftray.train.launch import cluster_nodes, is_connected
+
+    if place.url is None or not is_connected() or len(cluster_nodes()) == 1:
+        return
+    raise InputError(
+        f"a trainer for each trial follows what its workers write, and the {len(cluster_nodes())} nodes of this "
+        f"cluster share no folder: the storage is {place.url}",
+        kind="incompatible",
+        given=place.url,
+        allowed="a folder that all nodes share; or trials that share a base (sweep.mode: shared); or one node",
+        hint="Name a shared folder: --storage DIR; or search with LoRA, which shares a base.",
+        path="storage",
+    )
 
 
 def judged_digest(loaded: LoadedJob) -> str:
@@ -183,6 +231,7 @@ def run_campaign(campaign: Campaign, display: Display, *, began: float) -> dict[
 
             ray.shutdown()
     write_json(campaign.directory.sweep, record)
+    fetch_trials(campaign.loaded.place, campaign.directory)
     write_report(campaign.directory)
     return register(campaign.loaded, campaign.directory, record, lambda: campaign)
 

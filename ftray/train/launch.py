@@ -7,6 +7,7 @@ its reports are paced by a controller poll of seconds.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -18,8 +19,10 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from ftray.artifacts import read_json, write_json
+from ftray.artifacts import write_json
 from ftray.errors import FAILURE_KINDS, OUT_OF_MEMORY_HINT, FtrayError, InputError, RunError, is_out_of_memory
+from ftray.storage.mirror import Mirror
+from ftray.storage.place import Place
 from ftray.train.memory import MALLOC_ENVIRONMENT
 from ftray.train.plan import Plan
 from ftray.train.secrecy import secret_names
@@ -28,6 +31,11 @@ OBJECT_STORE_BYTES = 300 * 2**20
 """Embedded Ray's object store: records and results pass through it, never weights or data."""
 ERROR_NOTE = ".worker-error.json"
 PASSED_ON = {
+    "AWS_CA_BUNDLE",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
     "CXX",
     "GOMP_SPINCOUNT",
     "HF_ENDPOINT",
@@ -39,7 +47,7 @@ PASSED_ON = {
 }
 PASSED_PREFIXES = ("MLFLOW_", "WANDB_")
 """Environment of the driver that workers get, wherever they are: where models, modules and services are, how
-threads wait."""
+threads wait. Not the keys of a store: what is passed on can be listed."""
 Worker = Callable[[dict[str, Any]], dict[str, Any]]
 Resources = Mapping[str, float]
 """What a node has, by Ray's names: CPU, GPU."""
@@ -90,6 +98,11 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
+def is_connected() -> bool:
+    """Return whether this process has a Ray, its own or a cluster's."""
+    return bool(ray.is_initialized())
+
+
 def cluster_nodes() -> list[Resources]:
     """Return what each living node of the connected Ray has."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -134,23 +147,26 @@ def launch(
     *,
     plan: Plan,
     run: Path,
+    place: Place | None = None,
     passed: Mapping[str, str] | None = None,
     trainer_class: type = TorchTrainer,
 ) -> dict[str, Any]:
     """Run `worker(payload)` on every worker; return rank 0's small dict.
 
+    `run`: the run's folder; `place`: the storage it is in, where that is no folder that all workers reach.
     `passed`: environment that workers get, where that of this process is not the user's; as `passed_on` gives it.
     Raises the FtrayError a worker raised, or RunError `node` when workers were lost more often than allowed.
     """
     started_here = connect()
     require_resources(plan, cluster_nodes(), "the Ray cluster")
-    note = run / ERROR_NOTE
-    note.unlink(missing_ok=True)
+    place = place or Place(str(run.parent))
+    mirror = place.mirror(run)
+    mirror.remove(ERROR_NOTE)
     # The stubs that ray.train exports are those of its first version; at run time these are the second's.
     train: Any = ray.train
     trainer: Any = cast("Any", trainer_class)(
         _run_worker,
-        train_loop_config={"worker": worker, "payload": payload, "note": str(note)},
+        train_loop_config={"worker": worker, "payload": payload, "place": place, "run": run},
         torch_config=TorchConfig(backend="nccl" if plan.gpus_per_worker else "gloo"),
         scaling_config=train.ScalingConfig(
             num_workers=plan.workers if plan.min_workers == plan.workers else (plan.min_workers, plan.workers),
@@ -170,7 +186,7 @@ def launch(
         # Ray Train takes Ctrl-C for itself and ends the process with exit code 0, as if the run had been finished.
         raise KeyboardInterrupt from error
     except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
-        raise (_noted(note) if note.exists() else _cause(error)) from error
+        raise (_noted(mirror) or _cause(error)) from error
     finally:
         if started_here:
             ray.shutdown()
@@ -234,23 +250,28 @@ def _run_worker(config: dict[str, Any]) -> dict[str, Any] | FtrayError | None:
     one; the next attempt finds the note and returns it at once.
     """
     context = ray.train.get_context()
-    note = Path(config["note"])
-    if note.exists():
-        return _noted(note)
+    mirror = config["place"].mirror(config["run"])
+    if (noted := _noted(mirror)) is not None:
+        return noted
     payload = {**config["payload"], "told": context.get_world_size()}
     try:
         outcome = config["worker"](payload)
     except FtrayError as error:
         if context.get_world_size() == 1:
             return error
-        write_json(note, error.to_record())
+        mirror.folder.mkdir(parents=True, exist_ok=True)
+        write_json(mirror.folder / ERROR_NOTE, error.to_record())
+        mirror.publish(ERROR_NOTE)
         raise
     return outcome if context.get_world_rank() == 0 else None
 
 
-def _noted(note: Path) -> RunError:
+def _noted(mirror: Mirror) -> RunError | None:
     """Return the error a worker noted."""
-    record = read_json(note)
+    content = mirror.read(ERROR_NOTE)
+    if content is None:
+        return None
+    record = json.loads(content)
     kind = record["kind"] if record["kind"] in FAILURE_KINDS else "data"
     return RunError(record["message"], kind=kind, given=record["given"], hint=record["hint"])
 
