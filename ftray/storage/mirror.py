@@ -100,6 +100,9 @@ class Mirror(Protocol):
         Raises InputError `run_locked` while another process holds it.
         """
 
+    def shelf(self, wanted: Wanted) -> Shelf | None:
+        """Return what a publisher publishes of this folder; None where there is nothing to do."""
+
     def publishing(self, wanted: Wanted, *, lease: Lease | None = None) -> contextlib.AbstractContextManager[Publisher]:
         """Publish the wanted files all the while they are written, and all of them when the block ends.
 
@@ -134,6 +137,9 @@ class FolderMirror:
 
     def holding(self, name: str) -> contextlib.AbstractContextManager[Lease | None]:
         return contextlib.nullcontext()
+
+    def shelf(self, wanted: Wanted) -> Shelf | None:
+        return None
 
     def publishing(self, wanted: Wanted, *, lease: Lease | None = None) -> contextlib.AbstractContextManager[Publisher]:
         return contextlib.nullcontext(Publisher())
@@ -257,19 +263,23 @@ class ObjectMirror:
 
     def shelf(self, wanted: Wanted) -> Shelf:
         """Return what of this folder is published, and that what has just been fetched is there already."""
-        known = self._known()
-        there = {name: (entry[1], entry[2]) for name, entry in known.items() if wanted(name)}
+        there = self._listing(wanted)
+        put = {
+            name: (entry[1], entry[2])
+            for name, entry in self._known().items()
+            if name in there and there[name].tag == entry[0]
+        }
         manifests = {
             folder: (self.folder / folder / MANIFEST).read_bytes()
             for folder in _local_checkpoints(self.folder, wanted)
-            if (self.folder / folder / MANIFEST).is_file()
+            if f"{folder}/{MANIFEST}" in there and (self.folder / folder / MANIFEST).is_file()
         }
         return Shelf(
             objects=self._objects,
             folder=self.folder,
             prefix=self._prefix,
             wanted=wanted,
-            put=there,
+            put=put,
             checkpoints=manifests,
         )
 

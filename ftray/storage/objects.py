@@ -150,9 +150,13 @@ class Objects:
         """Raise InputError `bad_store` unless the store refuses to create an object twice; asked once."""
         if self._is_proven:
             return
+        from fsspec.asyn import AsyncFileSystem  # type: ignore[import-untyped]
         from fsspec.spec import AbstractFileSystem  # type: ignore[import-untyped]
 
-        looks_first = type(self._files).pipe_file is AbstractFileSystem.pipe_file
+        # fsspec's own `pipe_file` asks whether the object is there, then writes it. The asynchronous classes, S3's
+        # among them, have a `_pipe_file` of their own in its place.
+        is_own = type(self._files).pipe_file is not AbstractFileSystem.pipe_file
+        looks_first = not is_own and not isinstance(self._files, AsyncFileSystem)
         path = self._path(f".probe-{secrets.token_hex(8)}")
         is_exclusive = False
         with self._speaking():

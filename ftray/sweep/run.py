@@ -82,7 +82,6 @@ def sweep(loaded: LoadedJob, *, display: Display, forced: str | None = None) -> 
             display.say("Sampling texts from the base to rehearse them")
             sample_replay(loaded, campaign.prepared, lambda done, total: None)
             campaign = prepare_campaign(loaded, sweep_id=sweep_id, forced=forced)
-        directory.trials.mkdir(exist_ok=True)
         write_records(campaign)
         mirror.publish(directory.job.name, directory.audit.name)
         display.on_plan(campaign.to_record())

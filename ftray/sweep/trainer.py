@@ -301,6 +301,7 @@ class SharedBaseTrainer:
         self, adapters: dict[str, Path], tasks: list[Any], answers: dict[str, Answers], *, with_base: bool
     ) -> None:
         base, names = self._base, list(adapters)
+        adapters = {name: self._adapter(folder) for name, folder in adapters.items()}
         for trial_id in list(base.runs):
             self._let_go(trial_id)
         first = 0
