@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ftray.artifacts import now
 from ftray.errors import InputError, RunError
@@ -33,6 +33,13 @@ RENEW_SECONDS = 5.0
 WATCH_SECONDS = 0.5
 LEEWAY_SECONDS = 30.0
 _TENURE = re.compile(r"(\d{8})\.json$")
+
+
+class Held(Protocol):
+    """What allows to write."""
+
+    def verify(self) -> None:
+        """Raise LeaseLost once another process has it; what has not been verified for a while is asked now."""
 
 
 class LeaseLost(RunError):
@@ -65,6 +72,11 @@ class Lease:
         self._renewing = threading.Lock()
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
+
+    @property
+    def number(self) -> int:
+        """Which tenure it is."""
+        return self._number
 
     def acquire(self) -> None:
         """Begin the next tenure. Raises InputError `run_locked` while another holder renews the present one."""
@@ -105,8 +117,7 @@ class Lease:
         return numbers[-1], self._objects.read_json(self._tenure(numbers[-1]))
 
     def _numbers(self) -> list[int]:
-        found = (_TENURE.search(name) for name in self._objects.find(self._name))
-        return sorted(int(match.group(1)) for match in found if match)
+        return tenures(self._objects, self._name)
 
     def _tenure(self, number: int) -> str:
         return f"{self._name}/{number:08d}.json"
@@ -139,12 +150,7 @@ class Lease:
             self._require_kept()
             began = time.monotonic()
             if self._numbers()[-1:] != [self._number]:
-                self._loss = LeaseLost(
-                    f"another process has taken over {self._what}: this one was silent for too long",
-                    kind="node",
-                    given=self._what,
-                    hint="Nothing that is there is lost: the other process goes on with it.",
-                )
+                self._loss = lost(self._what)
                 self._require_kept()
             self._beats += 1
             self._objects.write(self._tenure(self._number), self._content())
@@ -170,6 +176,43 @@ class Lease:
                 self._objects.write(self._tenure(self._number), self._content(released=True))
                 for number in self._numbers()[:-1]:
                     self._objects.remove(self._tenure(number))
+
+
+class Tenancy:
+    """A tenure that another process holds and this one writes under: of a command, for the workers that it started."""
+
+    def __init__(self, objects: Objects, name: str, number: int, *, what: str, seconds: float = LEASE_SECONDS) -> None:
+        self._objects = objects
+        self._name = name
+        self._number = number
+        self._what = what
+        self._seconds = seconds
+        self._verified = 0.0
+
+    def verify(self) -> None:
+        """Raise LeaseLost once there is a later tenure."""
+        began = time.monotonic()
+        if began - self._verified < self._seconds / 2:
+            return
+        if tenures(self._objects, self._name)[-1:] != [self._number]:
+            raise lost(self._what)
+        self._verified = began
+
+
+def tenures(objects: Objects, name: str) -> list[int]:
+    """Return the numbers of a lease's tenures that are there, the present one last."""
+    found = (_TENURE.search(one) for one in objects.find(name))
+    return sorted(int(match.group(1)) for match in found if match)
+
+
+def lost(what: str) -> LeaseLost:
+    """Return the error of a process whose tenure is over."""
+    return LeaseLost(
+        f"another process has taken over {what}: this one was silent for too long",
+        kind="node",
+        given=what,
+        hint="Nothing that is there is lost: the other process goes on with it.",
+    )
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from ftray.artifacts import MANIFEST, is_held, try_lock, write_json
-from ftray.storage.lease import Lease, hold
+from ftray.storage.lease import Held, Lease, Tenancy, hold
 from ftray.storage.objects import Objects, Version
 from ftray.storage.publisher import CHECKPOINT_FILE, Publisher, Shelf, files_below, is_hidden, seen
 
@@ -100,10 +100,13 @@ class Mirror(Protocol):
         Raises InputError `run_locked` while another process holds it.
         """
 
+    def under(self, name: str, number: int | None) -> Held | None:
+        """Return what allows to write under another process's tenure of a lease."""
+
     def shelf(self, wanted: Wanted) -> Shelf | None:
         """Return what a publisher publishes of this folder; None where there is nothing to do."""
 
-    def publishing(self, wanted: Wanted, *, lease: Lease | None = None) -> contextlib.AbstractContextManager[Publisher]:
+    def publishing(self, wanted: Wanted, *, lease: Held | None = None) -> contextlib.AbstractContextManager[Publisher]:
         """Publish the wanted files all the while they are written, and all of them when the block ends.
 
         `lease`: without it nothing may be published any more.
@@ -138,10 +141,13 @@ class FolderMirror:
     def holding(self, name: str) -> contextlib.AbstractContextManager[Lease | None]:
         return contextlib.nullcontext()
 
+    def under(self, name: str, number: int | None) -> Held | None:
+        return None
+
     def shelf(self, wanted: Wanted) -> Shelf | None:
         return None
 
-    def publishing(self, wanted: Wanted, *, lease: Lease | None = None) -> contextlib.AbstractContextManager[Publisher]:
+    def publishing(self, wanted: Wanted, *, lease: Held | None = None) -> contextlib.AbstractContextManager[Publisher]:
         return contextlib.nullcontext(Publisher())
 
 
@@ -246,11 +252,18 @@ class ObjectMirror:
         self._objects.remove(self._prefix + name)
 
     def holding(self, name: str) -> contextlib.AbstractContextManager[Lease | None]:
-        what = f"{self._objects.url}/{self._prefix}".rstrip("/")
-        return hold(self._objects, f"{self._prefix}{name}-lease", what=what, machine=self._machine)
+        return hold(self._objects, f"{self._prefix}{name}-lease", what=self._what, machine=self._machine)
+
+    def under(self, name: str, number: int | None) -> Held | None:
+        assert number is not None, "who writes into a store holds a lease"
+        return Tenancy(self._objects, f"{self._prefix}{name}-lease", number, what=self._what)
+
+    @property
+    def _what(self) -> str:
+        return f"{self._objects.url}/{self._prefix}".rstrip("/")
 
     @contextlib.contextmanager
-    def publishing(self, wanted: Wanted, *, lease: Lease | None = None) -> Iterator[Publisher]:
+    def publishing(self, wanted: Wanted, *, lease: Held | None = None) -> Iterator[Publisher]:
         publisher = Publisher(lease=lease)
         publisher.add(self.shelf(wanted))
         try:

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ftray.artifacts import require_writable
 from ftray.errors import InputError
 from ftray.storage.lease import machine_id
 from ftray.storage.mirror import FolderMirror, Mirror, ObjectMirror
@@ -62,9 +63,10 @@ class Place:
     def require(self, *, writes: bool = True) -> None:
         """Raise InputError `bad_store` where the store cannot be used as runs use it; a folder is asked elsewhere.
 
-        `writes`: False where reading is enough.
+        `storage` where this machine can have no working copy of it. `writes`: False where reading is enough.
         """
         if self.url is not None:
+            require_writable(self.folder, hint="Name another place for working copies: export FTRAY_CACHE=DIR.")
             self.objects().require(setting=SETTING, writes=writes)
 
     def here(self, path: Path) -> Path:

@@ -12,14 +12,14 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ftray.artifacts import MANIFEST
 from ftray.errors import RunError
-from ftray.storage.lease import Lease, LeaseLost
+from ftray.storage.lease import Held, LeaseLost
 from ftray.storage.objects import Objects
 
 EVERY_SECONDS = 2.0
@@ -112,7 +112,7 @@ class Publisher:
     """Pushes shelves again and again; without any it does nothing."""
 
     def __init__(
-        self, *, lease: Lease | None = None, every: float = EVERY_SECONDS, patience: float = PATIENCE_SECONDS
+        self, *, lease: Held | None = None, every: float = EVERY_SECONDS, patience: float = PATIENCE_SECONDS
     ) -> None:
         """`every`: seconds between two rounds; `patience`: how long a store may refuse; `lease`: what must be held."""
         self.shelves: list[Shelf] = []
@@ -140,12 +140,12 @@ class Publisher:
             leaving = [shelf for shelf in self.shelves if shelf.folder == folder]
             self.shelves = [shelf for shelf in self.shelves if shelf.folder != folder]
         for shelf in leaving:
-            self._insist(shelf.push)
+            self._insist([shelf])
 
     def _run(self) -> None:
         while not self._done.wait(self._every):
             try:
-                self._push()
+                self._push(self.shelves)
                 self._failing_since = None
             except LeaseLost as error:
                 self._failure = error
@@ -156,13 +156,12 @@ class Publisher:
                     self._failure = self._lost(error)
                     return
 
-    def _push(self, folder: Path | None = None) -> None:
+    def _push(self, shelves: Sequence[Shelf]) -> None:
         with self._pushing:
-            if self._lease is not None:
-                self._lease.verify()
-            for shelf in self.shelves:
-                if folder in (None, shelf.folder):
-                    shelf.push()
+            for shelf in shelves:
+                if self._lease is not None:
+                    self._lease.verify()
+                shelf.push()
 
     def require(self) -> None:
         """Raise RunError `communication` once the store has refused for too long."""
@@ -181,13 +180,13 @@ class Publisher:
     def flush(self, folder: Path | None = None) -> None:
         """Publish everything, or one of the folders, now. Raises RunError `communication` where it cannot be."""
         self.require()
-        self._insist(lambda: self._push(folder))
+        self._insist([shelf for shelf in self.shelves if folder in (None, shelf.folder)])
 
-    def _insist(self, push: Callable[[], None]) -> None:
+    def _insist(self, shelves: Sequence[Shelf]) -> None:
         deadline = time.monotonic() + self._patience
         while True:
             try:
-                push()
+                self._push(shelves)
                 return
             except LeaseLost:
                 raise
@@ -205,7 +204,7 @@ class Publisher:
             self.flush()
             return
         with contextlib.suppress(RunError):
-            self._push()
+            self._push(self.shelves)
 
     def _lost(self, error: RunError) -> RunError:
         steps = sorted(folder.rpartition("-")[2] for shelf in self.shelves for folder in shelf.checkpoints)

@@ -86,7 +86,7 @@ def sweep(loaded: LoadedJob, *, display: Display, forced: str | None = None) -> 
         mirror.publish(directory.job.name, directory.audit.name)
         display.on_plan(campaign.to_record())
         with mirror.publishing(of_campaign, lease=lease):
-            return run_campaign(campaign, display, began=began)
+            return run_campaign(campaign, display, began=began, tenure=lease.number if lease else None)
 
 
 def require_place_for(campaign: Campaign) -> None:
@@ -177,8 +177,11 @@ def write_records(campaign: Campaign) -> None:
     write_json(campaign.directory.audit, campaign.prepared.audit.to_record())
 
 
-def run_campaign(campaign: Campaign, display: Display, *, began: float) -> dict[str, Any]:
-    """Train, choose, compare; return sweep.json. `began`: the monotonic clock when the command did."""
+def run_campaign(campaign: Campaign, display: Display, *, began: float, tenure: int | None = None) -> dict[str, Any]:
+    """Train, choose, compare; return sweep.json.
+
+    `began`: the monotonic clock when the command did; `tenure`: of the command's lease on a campaign in a store.
+    """
     from ftray.train.launch import connect
 
     spent = Spent(campaign.directory.root / "spent.json", began=began)
@@ -189,7 +192,7 @@ def run_campaign(campaign: Campaign, display: Display, *, began: float) -> dict[
     started_here = connect()
     mode: Mode | None = None
     try:
-        mode = open_mode(campaign)
+        mode = open_mode(campaign, tenure=tenure)
         spent.start_trainers(mode.workers)
         searched = Search(campaign, mode, display, spent)
         searched.run()
@@ -242,8 +245,8 @@ def write_report(directory: SweepDirectory) -> None:
     render_sweep(directory)
 
 
-def open_mode(campaign: Campaign) -> Mode:
-    """Start whoever trains the trials."""
+def open_mode(campaign: Campaign, *, tenure: int | None = None) -> Mode:
+    """Start whoever trains the trials. `tenure`: as in `run_campaign`."""
     if campaign.mode == "shared":
         from ftray.estimate import measure_shape
         from ftray.model.base import own_precision
@@ -262,6 +265,7 @@ def open_mode(campaign: Campaign) -> Mode:
             folder=campaign.directory.trials,
             configurations=campaign.configurations,
             sampling_precision=own_precision(),
+            tenure=tenure,
         )
         return SharedBases(
             order,

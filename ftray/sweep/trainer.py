@@ -28,7 +28,7 @@ from ftray.model.bank_route import BASE
 from ftray.model.base import load_model, own_device, recompute_activations
 from ftray.model.forward import layout_for
 from ftray.sampling import Precision
-from ftray.storage.mirror import of_trial
+from ftray.storage.mirror import DRIVER, of_trial
 from ftray.storage.publisher import Publisher
 from ftray.sweep.computing import IDLE_SECONDS, Computing
 from ftray.sweep.configurations import Configurations
@@ -65,6 +65,8 @@ class TrainerOrder:
     configurations: Configurations
     sampling_precision: Precision | None = None
     threads: int | None = None
+    tenure: int | None = None
+    """Of the command's lease, where the storage is a store: without it the trainer publishes no more."""
 
 
 class SharedBaseTrainer:
@@ -103,7 +105,8 @@ class SharedBaseTrainer:
         self._joining = threading.Lock()
         self._left: set[str] = set()
         self._locks: dict[str, IO[str]] = {}
-        self._publisher = Publisher()
+        campaign = order.loaded.place.mirror(order.folder.parent)
+        self._publisher = Publisher(lease=campaign.under(DRIVER, order.tenure))
         """Of the trials that are in, where the storage is a store."""
 
     def _make_base(self, slots: int) -> SharedBase:

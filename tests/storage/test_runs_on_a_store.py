@@ -161,12 +161,9 @@ def test_what_the_store_refuses_is_said_before_anything_starts(both: Both, tmp_p
             assert json.loads(result.stdout)["kind"] == "bad_store"
 
 
-def test_full_fine_tuning_by_several_workers_needs_a_shared_folder(
-    both: Both, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with on_machine(tmp_path):
-        sets = ["method.kind=full", "method.rank=16", "compute.workers=2"]
-        loaded = load_job(both.folder / "job.yaml", storage=both.url, sets=sets)
+def test_full_fine_tuning_by_several_workers_needs_a_shared_folder(store: Store, tmp_path: Path) -> None:
+    with on_machine(tmp_path / "cache"):
+        loaded = load_world(tmp_path, compute={"workers": 2}, storage=store.new_url())
         with pytest.raises(InputError, match="part of each checkpoint") as refused:
             run(loaded)
         assert (refused.value.kind, refused.value.path) == ("incompatible", "storage")
@@ -186,7 +183,7 @@ class Command:
 
     def kill(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        self.process.communicate()
 
     def finish(self) -> dict[str, Any]:
         output, _ = self.process.communicate(timeout=PATIENCE_SECONDS)

@@ -119,7 +119,8 @@ def test_a_campaign_whose_trainers_are_elsewhere(machines: Machines, store: Stor
     assert (record["status"], record["mode"], record["url"].startswith(url)) == ("completed", "shared", True)
     directory = SweepDirectory(Path(record["path"]))
     assert directory.root.is_relative_to(machines.driver)
-    assert len(watch.ended) == 4
+    # The default and the grid.
+    assert len(watch.ended) == 5
     for result in Ledger(directory.ledger).results():
         assert result.state == "completed"
         assert current_lines(directory.trial(result.trial_id).metrics)
