@@ -41,7 +41,9 @@ def sole_worker(
             while not problem and lease is None and mirror.is_remote:
                 try:
                     lease = held.enter_context(mirror.holding(WORKER))
-                except InputError:
+                except InputError as error:
+                    if error.kind != "run_locked":
+                        raise
                     problem = _too_long(deadline)
         if any(engine.group.gather(problem)):
             raise RunError(

@@ -24,6 +24,7 @@ from ftray.storage.publisher import CHECKPOINT_FILE, Publisher, Shelf, files_bel
 
 Wanted = Callable[[str], bool]
 """Whether a file of a folder, by its name in it, is meant."""
+CHECKPOINT_FOLDER = re.compile(r"(?:^|/)checkpoints/step-\d+$")
 KNOWN = ".store.json"
 """In a mirrored folder: which version of each object its files are."""
 FETCHING = ".fetching.lock"
@@ -166,7 +167,7 @@ class ObjectMirror:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._alone():
             # A writer holds its lock before it fetches itself, and so before it writes.
-            if as_reader and any(is_held(lock) for name in WRITERS for lock in self.folder.rglob(name)):
+            if as_reader and any(is_held(lock) for lock in _locks(self.folder)):
                 return
             there = self._listing(wanted)
             known = self._known()
@@ -325,8 +326,13 @@ def _checkpoints(there: dict[str, Version]) -> dict[str, list[str]]:
 
 def _local_checkpoints(folder: Path, wanted: Wanted) -> list[str]:
     """Return the folders of checkpoints here, whole or not."""
-    found = [path.relative_to(folder).as_posix() for path in folder.rglob("checkpoints/step-*") if path.is_dir()]
-    return [name for name in sorted(found) if wanted(f"{name}/{MANIFEST}") and re.search(r"step-\d+$", name)]
+    found = [Path(path).relative_to(folder).as_posix() for path, _, _ in os.walk(folder)]
+    return [name for name in sorted(found) if CHECKPOINT_FOLDER.search(name) and wanted(f"{name}/{MANIFEST}")]
+
+
+def _locks(folder: Path) -> list[Path]:
+    """Return the locks of those that may write into a folder or into one below it."""
+    return [Path(path) / name for path, _, files in os.walk(folder) for name in files if name in WRITERS]
 
 
 def _has_size(file: Path, sizes: dict[str, int]) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import threading
 import time
@@ -61,11 +62,11 @@ class Shelf:
 
     def _manifests(self) -> dict[str, bytes]:
         found = {}
-        for file in sorted(self.folder.rglob(f"checkpoints/step-*/{MANIFEST}")):
-            name = file.relative_to(self.folder).as_posix()
-            manifest = self._manifest(str(Path(name).parent))
-            if CHECKPOINT_FILE.search(name) and self.wanted(name) and manifest is not None:
-                found[str(Path(name).parent)] = manifest
+        for name in files_below(self.folder):
+            if CHECKPOINT_FILE.search(name) and name.endswith(f"/{MANIFEST}") and self.wanted(name):
+                folder = name.removesuffix(f"/{MANIFEST}")
+                if (manifest := self._manifest(folder)) is not None:
+                    found[folder] = manifest
         return found
 
     def _manifest(self, folder: str) -> bytes | None:
@@ -161,7 +162,12 @@ class Publisher:
             for shelf in shelves:
                 if self._lease is not None:
                     self._lease.verify()
-                shelf.push()
+                try:
+                    shelf.push()
+                except OSError as error:
+                    raise RunError(
+                        f"what is in {shelf.folder} cannot be published: {error}", kind="unknown", given=str(error)
+                    ) from error
 
     def require(self) -> None:
         """Raise RunError `communication` once the store has refused for too long."""
@@ -220,10 +226,12 @@ class Publisher:
 
 def files_below(folder: Path) -> Iterator[str]:
     """Yield the names of a folder's files that are nobody's own: none with a part that begins with a dot."""
-    for file in sorted(folder.rglob("*")):
-        name = file.relative_to(folder).as_posix()
-        if not is_hidden(name) and file.is_file():
-            yield name
+    # Not `rglob`, which fails where a folder is deleted meanwhile.
+    for path, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        for name in sorted(files):
+            if not is_hidden(name):
+                yield (Path(path) / name).relative_to(folder).as_posix()
 
 
 def is_hidden(name: str) -> bool:

@@ -26,7 +26,7 @@ from ftray.sweep.mode import Mode
 from ftray.sweep.prepare import Campaign, prepare_campaign, sweep_directory, sweep_id_of
 from ftray.sweep.registering import register
 from ftray.sweep.spent import Spent
-from ftray.sweep.trial_files import fetch_trials
+from ftray.sweep.trial_files import fetch_trials, publish_trials
 from ftray.sweep.tuning import Search
 from ftray.tracking import require_trackers
 
@@ -233,7 +233,8 @@ def run_campaign(campaign: Campaign, display: Display, *, began: float, tenure: 
 
             ray.shutdown()
     write_json(campaign.directory.sweep, record)
-    fetch_trials(campaign.loaded.place, campaign.directory)
+    settle_trials = fetch_trials if campaign.mode == "shared" else publish_trials
+    settle_trials(campaign.loaded.place, campaign.directory)
     write_report(campaign.directory)
     return register(campaign.loaded, campaign.directory, record, lambda: campaign)
 

@@ -1,4 +1,4 @@
-"""What trainers on other machines have written of a campaign's trials, brought to the machine of the command."""
+"""What trainers have written of a campaign's trials, brought to the machine of the command, or from it to the store."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ def fetch_trials(place: Place, directory: SweepDirectory) -> None:
     names = place.objects().find(place.name(directory.trials))
     for trial_id in sorted({name.removeprefix(start).split("/")[0] for name in names}):
         fetch_trial(place, directory.trial(trial_id))
+
+
+def publish_trials(place: Place, directory: SweepDirectory) -> None:
+    """Publish what trials on this machine have left that were stopped before they could."""
+    for folder in sorted(directory.trials.iterdir()):
+        shelf = place.mirror(folder).shelf(of_trial)
+        if shelf is not None:
+            shelf.push()
 
 
 def fetch_trial(place: Place, trial: TrialDirectory) -> None:

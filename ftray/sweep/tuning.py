@@ -174,7 +174,8 @@ class Search:
     def _unfinished(self, role: Literal["search", "seed"]) -> dict[str, TrialSpec]:
         """Return the trials that have begun and not ended, by trial_id."""
         found = {}
-        fetch_trials(self.campaign.loaded.place, self.campaign.directory)
+        if self.campaign.mode == "shared":
+            fetch_trials(self.campaign.loaded.place, self.campaign.directory)
         for path in sorted(self.campaign.directory.trials.glob("*/trial.json")):
             record = read_json(path)
             is_search = record["seed"] == self.campaign.loaded.job.seed

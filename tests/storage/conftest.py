@@ -4,10 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("s3fs")
-pytest.importorskip("moto.server")
-
 from store_world import Store, on_machine, running_store
 
 

@@ -279,3 +279,21 @@ def test_a_folder_is_its_own_store(tmp_path: Path) -> None:
     assert (place.url, place.registry_url, place.here(tmp_path / "run")) == (None, None, tmp_path / "run")
     mirror.remove("note")
     assert mirror.read("note") is None
+
+
+def test_checkpoints_that_come_and_go_do_not_stop_the_publisher(tmp_path: Path) -> None:
+    objects = Objects(f"memory://{tmp_path.name}/runs")
+    publisher = Publisher(every=0.001)
+    publisher.add(Shelf(objects=objects, folder=tmp_path, prefix="run/", wanted=of_training))
+    deadline, step = time.monotonic() + 1.5, 0
+    while time.monotonic() < deadline:
+        step += 1
+        write_checkpoint(tmp_path, step, "w" * step)
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write("{}\n")
+        if step > 2:
+            drop(tmp_path / "checkpoints" / f"step-{step - 2:08d}")
+    publisher.close()
+    kept = {f"run/checkpoints/step-{one:08d}/{name}" for one in (step - 1, step) for name in ("model", "manifest.json")}
+    assert set(objects.find()) == {"run/metrics.jsonl", *kept}
+    assert objects.read("run/metrics.jsonl") == b"{}\n" * step

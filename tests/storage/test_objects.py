@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -93,6 +97,36 @@ def test_an_endpoint_where_nobody_answers_is_bad_input_within_seconds(tmp_path: 
     fsspec.filesystem("s3").clear_instance_cache()
     assert refused.value.kind == "bad_store"
     assert time.monotonic() - began < 15
+
+
+HIDE_S3FS = "import sys; sys.modules['s3fs'] = None; "
+RUNS = "import sys; from ftray.cli import main; sys.argv = ['ftray', 'runs', '--storage', '{url}', '--json']; main()"
+
+
+@pytest.mark.parametrize(
+    ("before", "without", "kind", "says"),
+    [
+        (HIDE_S3FS, [], "missing_package", 'pip install "ftray[s3]"'),
+        ("", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"], "bad_store", "AWS_ACCESS_KEY_ID"),
+    ],
+    ids=["without the package", "without keys"],
+)
+def test_what_is_missing_on_this_machine_is_one_screen(
+    before: str, without: list[str], kind: str, says: str, store: Store, tmp_path: Path
+) -> None:
+    environment = {name: text for name, text in os.environ.items() if name not in without}
+    environment |= {"HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}
+    done = subprocess.run(
+        [sys.executable, "-c", before + RUNS.format(url=store.new_url())],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=60,
+    )
+    assert done.returncode == 2, done.stderr
+    assert json.loads(done.stdout)["kind"] == kind
+    assert says in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr
 
 
 def test_what_a_store_says_is_one_line(store: Store, tmp_path: Path) -> None:
