@@ -42,11 +42,13 @@ class Shelf:
     put: dict[str, State] = field(default_factory=dict)
     checkpoints: dict[str, bytes] = field(default_factory=dict)
     """Manifests by the checkpoint's folder."""
+    begun: dict[str, bytes] = field(default_factory=dict)
+    """Of checkpoints of which there may be files without the manifest."""
 
     def push(self) -> None:
         """Make the store what the folder is. Raises RunError where the store refuses."""
         here = self._manifests()
-        for folder, manifest in list(self.checkpoints.items()):
+        for folder, manifest in [*self.checkpoints.items(), *self.begun.items()]:
             if here.get(folder) != manifest:
                 self._withdraw(folder, manifest)
         fresh = {folder: manifest for folder, manifest in here.items() if folder not in self.checkpoints}
@@ -55,7 +57,7 @@ class Shelf:
         for folder in whole:
             if self._manifest(folder) == fresh[folder]:
                 self.objects.write(f"{self.prefix}{folder}/{MANIFEST}", fresh[folder])
-                self.checkpoints[folder] = fresh[folder]
+                self.checkpoints[folder] = self.begun.pop(folder)
             else:
                 # Pruned since: what was put of it would be nobody's.
                 self._withdraw(folder, fresh[folder])
@@ -70,13 +72,17 @@ class Shelf:
         return found
 
     def _manifest(self, folder: str) -> bytes | None:
+        """Return a checkpoint's manifest; None where there is none, or one that is damaged."""
         try:
-            return (self.folder / folder / MANIFEST).read_bytes()
-        except FileNotFoundError:
+            content = (self.folder / folder / MANIFEST).read_bytes()
+            json.loads(content)["files"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
+        return content
 
     def _put_weights(self, folder: str, manifest: bytes) -> bool:
         """Put a checkpoint's files; return False when it has been pruned meanwhile."""
+        self.begun[folder] = manifest
         for name in json.loads(manifest)["files"]:
             try:
                 self.objects.put(self.folder / folder / name, f"{self.prefix}{folder}/{name}")
@@ -90,6 +96,7 @@ class Shelf:
         self.checkpoints.pop(folder, None)
         for name in json.loads(manifest)["files"]:
             self.objects.remove(f"{self.prefix}{folder}/{name}")
+        self.begun.pop(folder, None)
 
     def _push_files(self) -> None:
         """Put the other files that have changed, and delete those that are gone."""

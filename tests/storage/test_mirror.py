@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 from store_world import names, on_machine
 
-from ftray.artifacts import try_lock
+from ftray.artifacts import try_lock, write_json
 from ftray.errors import RunError
 from ftray.storage.lease import Lease
 from ftray.storage.mirror import Mirror, is_record, of_training
@@ -31,7 +30,7 @@ def write_checkpoint(run: Path, step: int, content: str = "weights") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model").write_text(content)
     files = {"model": {"bytes": len(content), "sha256": content}}
-    (folder / "manifest.json").write_text(json.dumps({"step": step, "files": files}))
+    write_json(folder / "manifest.json", {"step": step, "files": files})
     return folder
 
 
@@ -155,6 +154,28 @@ def test_a_manifest_comes_last_and_goes_first(url: str, tmp_path: Path) -> None:
     assert names(url) == {
         "run/metrics.jsonl", "run/checkpoints/step-00000008/model", "run/checkpoints/step-00000008/manifest.json",
     }  # fmt: skip
+
+
+class Stopping(Noting):
+    """Objects of a store that goes out of order once, before a manifest."""
+
+    def write(self, name: str, content: bytes) -> None:
+        if not self.done or self.done[-1] != "refused":
+            self.done.append("refused")
+            raise RunError("503 Slow Down", kind="communication")
+        super().write(name, content)
+
+
+def test_files_of_a_checkpoint_that_was_pruned_before_its_manifest_came_are_deleted(url: str, tmp_path: Path) -> None:
+    stopping: Any = Stopping(Objects(url))
+    shelf = Shelf(objects=stopping, folder=tmp_path, prefix="run/", wanted=of_training)
+    folder = write_checkpoint(tmp_path, 4)
+    with pytest.raises(RunError):
+        shelf.push()
+    assert names(url) == {"run/checkpoints/step-00000004/model"}
+    drop(folder)
+    shelf.push()
+    assert names(url) == set()
 
 
 def test_a_file_is_there_while_it_is_written(url: str, tmp_path: Path) -> None:
