@@ -18,6 +18,9 @@ from typing import IO, Any
 
 from ftray.errors import InputError, RunError
 
+MANIFEST = "manifest.json"
+"""Of a checkpoint: what makes it one, written last."""
+
 
 def now() -> str:
     """Return the time in UTC as ISO 8601."""
@@ -240,27 +243,13 @@ def require_writable(folder: Path, *, hint: str) -> None:
         ) from error
 
 
-def storage_place(given: str) -> Path:
-    """Return a storage folder as a path. Raises InputError for a URI."""
-    if "://" in given:
-        raise InputError(
-            f"storage {given!r} is a URI, which this version cannot write to",
-            kind="bad_value",
-            given=given,
-            allowed="a folder",
-            hint="Use a folder that all workers share, and copy the finished run from there.",
-            path="storage",
-        )
-    return Path(given).expanduser()
-
-
-def try_lock(file: IO[str], *, shared: bool = False) -> bool:
-    """Lock an open file for as long as it is open, or return False: another process holds it.
+def try_lock(file: IO[str], *, shared: bool = False, waits: bool = False) -> bool:
+    """Lock an open file for as long as it is open, or return False: another process holds it, and is not waited for.
 
     The kernel frees a lock when its process ends, however it ends. Raises InputError on a file system without locks.
     """
     try:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if waits else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError as error:

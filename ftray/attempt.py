@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from ftray.artifacts import RunDirectory, try_lock
-from ftray.errors import RunError
+from ftray.errors import InputError, RunError
 from ftray.job import Job
 from ftray.observe import log
+from ftray.storage.lease import Lease
+from ftray.storage.mirror import WORKER, Mirror, of_training
+from ftray.storage.publisher import Publisher
 from ftray.tracking import Tracker, next_attempt, open_mirrors
 from ftray.train.checkpoint import find_checkpoints, load_checkpoint, newest_whole
 from ftray.train.engine import Engine
@@ -21,25 +24,67 @@ ORPHAN_SECONDS = 60
 
 
 @contextmanager
-def sole_worker(run: RunDirectory, engine: Engine) -> Iterator[None]:
-    """Make sure that no worker of an earlier, killed driver still writes into this run."""
+def sole_worker(
+    run: RunDirectory, engine: Engine, mirror: Mirror, lease: Lease | None = None
+) -> Iterator[Lease | None]:
+    """Make sure that no worker of an earlier, killed driver still writes into this run; fetch what it has left.
+
+    `lease`: the one that this process holds on the run already. Gives what must be held while it is published.
+    """
     problem = ""
-    file = run.worker_lock.open("a", encoding="utf-8") if engine.group.rank == 0 else None
-    deadline = time.monotonic() + ORPHAN_SECONDS
-    while file is not None and not try_lock(file):
-        if time.monotonic() > deadline:
-            problem = f"another process still trains this run after {ORPHAN_SECONDS} s"
-            break
-        time.sleep(0.2)
-    if any(engine.group.gather(problem)):
-        raise RunError(
-            problem or "rank 0 found another worker", kind="node", hint="End it, then run the command again."
-        )
-    try:
-        yield
-    finally:
-        if file is not None:
-            file.close()
+    with ExitStack() as held:
+        if engine.group.rank == 0:
+            run.create()
+            deadline = time.monotonic() + ORPHAN_SECONDS
+            file = held.enter_context(run.worker_lock.open("a", encoding="utf-8"))
+            while not problem and not try_lock(file):
+                problem = _too_long(deadline)
+            while not problem and lease is None and mirror.is_remote:
+                try:
+                    lease = held.enter_context(mirror.holding(WORKER))
+                except InputError as error:
+                    if error.kind != "run_locked":
+                        raise
+                    problem = _too_long(deadline)
+        if any(engine.group.gather(problem)):
+            raise RunError(
+                problem or "rank 0 found another worker", kind="node", hint="End it, then run the command again."
+            )
+        if mirror.is_remote:
+            mirror.fetch(of_training)
+            # Nobody writes before all have read.
+            engine.group.gather(None)
+        yield lease
+
+
+def _too_long(deadline: float) -> str:
+    """Wait for a moment; return what is wrong once it is too late."""
+    time.sleep(0.2)
+    if time.monotonic() < deadline:
+        return ""
+    return f"another process still trains this run after {ORPHAN_SECONDS} s"
+
+
+@contextmanager
+def publishing(mirror: Mirror, engine: Engine, lease: Lease | None) -> Iterator[Publisher]:
+    """Publish what rank 0 writes, all the while; the other ranks write nothing."""
+    if engine.group.rank != 0:
+        yield Publisher()
+        return
+    with mirror.publishing(of_training, lease=lease) as publisher:
+        yield publisher
+
+
+def share_checkpoints(mirror: Mirror, publisher: Publisher, engine: Engine) -> None:
+    """Give every rank the checkpoints that rank 0 has written, on whichever machine it is (collective)."""
+    if not mirror.is_remote or engine.group.size == 1:
+        return
+    if engine.group.rank == 0:
+        publisher.flush()
+    engine.group.gather(None)
+    if engine.group.rank != 0:
+        mirror.fetch(lambda name: name.startswith("checkpoints/"))
+    engine.group.gather(None)
 
 
 @contextmanager

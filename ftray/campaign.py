@@ -93,8 +93,13 @@ class Ledger:
         newest: dict[str, TrialResult] = {}
         for record in read_lines(self.path):
             newest.pop(record["trial_id"], None)
-            newest[record["trial_id"]] = TrialResult.from_record(record)
+            newest[record["trial_id"]] = TrialResult.from_record(self._here(record))
         return list(newest.values())
+
+    def _here(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Return a line whose adapter is the one beside this ledger, where another machine's copy of it wrote it."""
+        adapter = SweepDirectory(self.path.parent).trial(record["trial_id"]).adapter
+        return {**record, "adapter": str(adapter)} if record["adapter"] and adapter.is_dir() else record
 
     def __contains__(self, trial_id: str) -> bool:
         """Whether a trial has ended for good: a larger budget lets those go on that the budget ended."""

@@ -21,6 +21,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+from ftray.errors import InputError
+from ftray.storage.place import Place, open_place
 from ftray.tracking import MODULES
 
 OLDEST_PYTHON = "3.11"
@@ -41,12 +43,13 @@ class Check(TypedDict):
     detail: str
 
 
-def run_checks(storage: Path | None = None) -> list[Check]:
+def run_checks(storage: Path | Place | None = None) -> list[Check]:
     """Return every check, the most basic first; `storage` is where run folders would go."""
+    place = storage if isinstance(storage, Place) else open_place(storage or os.environ.get("FTRAY_STORAGE", "./runs"))
     # Importing DeepSpeed takes seconds and writes to stdout: it is tried in a process beside the other checks.
     trial = _start_import("deepspeed")
     checks = [_python(), *_packages(), *_torch(), _threads(), _memory(), _ray(), _compiler()]
-    checks += [_storage(storage or Path(os.environ.get("FTRAY_STORAGE", "./runs"))), _hub(), *_trackers()]
+    checks += [_storage(place.folder) if place.url is None else _store(place), _hub(), *_trackers()]
     return [*checks, _imported("deepspeed", trial)]
 
 
@@ -189,6 +192,15 @@ def _storage(storage: Path) -> Check:
     if free < SMALL_DISK_BYTES:
         return _check("storage", "warn", f"{detail}: a full fine-tune's checkpoint takes 12 bytes a weight; {change}")
     return _check("storage", "ok", detail)
+
+
+def _store(place: Place) -> Check:
+    """Write and delete a small object where runs would go."""
+    try:
+        place.require()
+    except InputError as error:
+        return _check("storage", "fail", f"{error.message}. {error.hint}")
+    return _check("storage", "ok", f"{place.url} can be written; working copies are in {place.folder}")
 
 
 def _hub() -> Check:

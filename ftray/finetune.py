@@ -5,6 +5,7 @@ Everything that can be wrong is found before anything is started; everything tha
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import time
@@ -35,6 +36,8 @@ from ftray.observe.spans import root, span
 from ftray.prepare import Datasets
 from ftray.registry.registry import open_registry
 from ftray.registry.store import RECORD_FILE
+from ftray.storage.lease import Lease
+from ftray.storage.mirror import DRIVER, Mirror, is_record, of_training
 from ftray.tracking import require_trackers
 from ftray.train.batches import count_labels
 from ftray.train.checkpoint import find_checkpoints
@@ -78,14 +81,17 @@ def finetune(
     it; an interrupted one raises Interrupted after writing its result.
     """
     require_trackers(loaded.job.tracking)
+    loaded.place.require()
     require_registrable(loaded)
     run_id = run_id_of(loaded)
     run = run_directory(loaded, run_id)
+    mirror = loaded.place.mirror(run.root)
+    mirror.fetch(is_record, as_reader=True)
     earlier = finished_result(run, loaded)
     if earlier is not None:
         earlier = register(loaded, run, earlier)
         if not (run.report.exists() and run.diagnosis.exists()):
-            write_report(run)
+            write_report(run, mirror)
         return {**earlier, "reused": True}
     with root("run", job=loaded.job.name, run=run_id[:12], smoke=loaded.smoke) as told:
         result = _finetune(loaded, run_id, run, display=display, on_plan=on_plan, on_sampling=on_sampling)
@@ -105,14 +111,18 @@ def _finetune(
     """Do what is left of a run; as `finetune` says."""
     from ftray.sampling import require_same_texts
 
+    mirror = loaded.place.mirror(run.root)
     with span("check"):
         prepared = check(loaded, run_id=run_id, run=run)
     require_audit(prepared.audit)
+    require_whole_checkpoints(loaded, prepared.plan)
     require_workers(prepared.plan)
     # A folder that holds another job's checkpoints is refused before anything is written into it.
     find_checkpoints(run.checkpoints, run_id=run_id)
     run.create()
-    with run_lock(run.driver_lock):
+    with run_lock(run.driver_lock), mirror.holding(DRIVER) as lease:
+        # What another machine has come to since.
+        mirror.fetch(is_record)
         if prepared.datasets.awaits_sampling:
             sample_replay(loaded, prepared, on_sampling)
             prepared = check(loaded, run_id=run_id, run=run)
@@ -120,18 +130,26 @@ def _finetune(
         require_same_texts(run, run_id=run_id, digest=prepared.datasets.digests.get(REPLAY))
         write_records(loaded, prepared)
         on_plan(prepared)
-        result = train_and_evaluate(loaded, prepared, display)
-        write_json(run.result, result)
+        result = train_and_evaluate(loaded, prepared, display, lease=lease)
+        if lease is not None:
+            lease.verify()
+        write_result(mirror, run, result)
         with span("report"):
-            write_report(run)
+            write_report(run, mirror)
             result = register(loaded, run, result)
     return result
+
+
+def write_result(mirror: Mirror, run: RunDirectory, result: dict[str, Any]) -> None:
+    """Write result.json, and publish it."""
+    write_json(run.result, result)
+    mirror.publish(run.result.name)
 
 
 def require_registrable(loaded: LoadedJob) -> None:
     """Refuse, before anything is started, a name that the registry could not take at the end."""
     if not loaded.smoke:
-        open_registry(loaded.storage).require_free(loaded.job.name)
+        open_registry(loaded.storage, loaded.place.registry_url).require_free(loaded.job.name)
 
 
 def register(loaded: LoadedJob, run: RunDirectory, result: dict[str, Any]) -> dict[str, Any]:
@@ -142,7 +160,7 @@ def register(loaded: LoadedJob, run: RunDirectory, result: dict[str, Any]) -> di
     """
     if loaded.smoke or result["status"] not in FINISHED:
         return result
-    registry, known = open_registry(loaded.storage), result.get("registered")
+    registry, known = open_registry(loaded.storage, loaded.place.registry_url), result.get("registered")
     if known is not None and registry.has(known["name"], known["digest"]):
         return result
     if not (run.adapter / RECORD_FILE).is_file():
@@ -151,7 +169,7 @@ def register(loaded: LoadedJob, run: RunDirectory, result: dict[str, Any]) -> di
         write_json(run.adapter / RECORD_FILE, describe_adapter(loaded, run, result))
     registered = registry.put(run.adapter, read_json(run.adapter / RECORD_FILE))
     result = {**result, "registered": {"name": registered.name, "digest": registered.digest}}
-    write_json(run.result, result)
+    write_result(loaded.place.mirror(run.root), run, result)
     return result
 
 
@@ -161,7 +179,15 @@ def finished_result(run: RunDirectory, loaded: LoadedJob) -> dict[str, Any] | No
         return None
     result: dict[str, Any] = read_json(run.result)
     same_evaluation = result.get("evaluate_digest") == evaluate_digest(loaded)
-    return result if result["status"] in FINISHED and same_evaluation else None
+    if result["status"] not in FINISHED or not same_evaluation:
+        return None
+    return result if loaded.place.url is None else with_own_paths(result, run)
+
+
+def with_own_paths(result: dict[str, Any], run: RunDirectory) -> dict[str, Any]:
+    """Return result.json with the paths of this machine's working copy, where another one wrote it."""
+    adapter = result["adapter"] and {**result["adapter"], "path": str(run.adapter)}
+    return {**result, "path": str(run.root), "adapter": adapter}
 
 
 def check(loaded: LoadedJob, *, run_id: str, run: RunDirectory) -> Prepared:
@@ -247,6 +273,21 @@ def join_cluster() -> None:
         connect()
 
 
+def require_whole_checkpoints(loaded: LoadedJob, plan: Plan) -> None:
+    """Raise InputError where each worker writes a part of a checkpoint, and only rank 0 publishes what it writes."""
+    if loaded.place.url is None or plan.method != "full" or plan.workers <= 1:
+        return
+    raise InputError(
+        f"full fine-tuning by {plan.workers} workers writes a part of each checkpoint on every worker, and "
+        f"{loaded.place.url} takes only what one of them writes",
+        kind="incompatible",
+        given={"workers": plan.workers, "storage": loaded.place.url},
+        allowed="a folder that all workers share; or LoRA; or one worker",
+        hint="Name a shared folder: --storage DIR; or set compute.workers: 1, or method.kind: lora.",
+        path="storage",
+    )
+
+
 def sample_replay(loaded: LoadedJob, prepared: Prepared, on_sampling: Callable[[int, int], None]) -> None:
     """Sample the texts that data.replay.sample_base asks for; once, for all workers and all later attempts."""
     from ftray.sampling import sample_base, sampling_of
@@ -255,11 +296,12 @@ def sample_replay(loaded: LoadedJob, prepared: Prepared, on_sampling: Callable[[
     sampling = sampling_of(loaded, tokenizer)
     assert sampling is not None, "what awaits sampling is sampled from the base"
     sample_base(sampling, tokenizer, on_progress=on_sampling)
+    loaded.place.mirror(sampling.texts.file.parent).publish(sampling.texts.file.name)
 
 
 def write_records(loaded: LoadedJob, prepared: Prepared) -> None:
-    """Write job.json, audit.json and plan.json: what ran is what is written here."""
-    job = loaded.job
+    """Write job.json, audit.json and plan.json, and publish them: what ran is what is written here."""
+    job, run = loaded.job, prepared.run
     record = {
         "schema": "ftray/job/1",
         "run_id": prepared.run_id,
@@ -272,9 +314,10 @@ def write_records(loaded: LoadedJob, prepared: Prepared) -> None:
         "replay": replay_record(prepared.datasets),
         "ftray_version": __version__,
     }
-    write_json(prepared.run.job, record)
-    write_json(prepared.run.audit, prepared.audit.to_record())
-    write_json(prepared.run.plan, prepared.plan.to_record())
+    write_json(run.job, record)
+    write_json(run.audit, prepared.audit.to_record())
+    write_json(run.plan, prepared.plan.to_record())
+    loaded.place.mirror(run.root).publish(run.job.name, run.audit.name, run.plan.name)
 
 
 def replay_record(datasets: Datasets) -> dict[str, Any] | None:
@@ -282,12 +325,14 @@ def replay_record(datasets: Datasets) -> dict[str, Any] | None:
     return datasets.replay.to_record() if datasets.replay else None
 
 
-def train_and_evaluate(loaded: LoadedJob, prepared: Prepared, display: Display) -> dict[str, Any]:
-    """Run the workers and return result.json, also when they fail."""
+def train_and_evaluate(
+    loaded: LoadedJob, prepared: Prepared, display: Display, *, lease: Lease | None = None
+) -> dict[str, Any]:
+    """Run the workers and return result.json, also when they fail. `lease`: what this process holds on the run."""
     started_at, started = now(), time.perf_counter()
     display = also_measured(display, loaded, prepared)
     try:
-        outcome = run_workers(loaded, prepared, display)
+        outcome = run_workers(loaded, prepared, display, lease)
         if outcome["data_digests"] != prepared.datasets.digests:
             raise RunError(
                 "the workers read other data than this process checked: a file changed in between",
@@ -298,7 +343,9 @@ def train_and_evaluate(loaded: LoadedJob, prepared: Prepared, display: Display) 
             )
     except KeyboardInterrupt as error:
         outcome = failed_outcome("interrupted", None)
-        write_json(prepared.run.result, result_record(loaded, prepared, outcome, started_at, started))
+        result = result_record(loaded, prepared, outcome, started_at, started)
+        with contextlib.suppress(RunError):
+            write_result(loaded.place.mirror(prepared.run.root), prepared.run, result)
         raise Interrupted(
             f"interrupted; {prepared.run.root} keeps its checkpoints",
             kind="interrupted",
@@ -333,8 +380,8 @@ def also_measured(display: Display, loaded: LoadedJob, prepared: Prepared) -> Di
     return show
 
 
-def run_workers(loaded: LoadedJob, prepared: Prepared, display: Display) -> dict[str, Any]:
-    """Run the worker function in this process or on Ray Train."""
+def run_workers(loaded: LoadedJob, prepared: Prepared, display: Display, lease: Lease | None = None) -> dict[str, Any]:
+    """Run the worker function in this process or on Ray Train; what it has left is here then."""
     from ftray.work import WorkOrder, run_ray_worker, work
 
     order = WorkOrder(
@@ -346,11 +393,24 @@ def run_workers(loaded: LoadedJob, prepared: Prepared, display: Display) -> dict
     )
     if prepared.plan.engine == "torch":
         join_cluster()
-        return work(order, told=1, display=display, datasets=prepared.datasets)
+        return work(order, told=1, display=display, datasets=prepared.datasets, lease=lease)
     from ftray.train.launch import launch
 
-    with following(prepared.run.metrics, display):
-        return launch(run_ray_worker, {"order": order}, plan=prepared.plan, run=prepared.run.root)
+    run, mirror = prepared.run, order.mirror
+    try:
+        with following(run.metrics, display, mirror=mirror):
+            outcome = launch(run_ray_worker, {"order": order}, plan=prepared.plan, run=run.root, place=loaded.place)
+    except BaseException:
+        with contextlib.suppress(RunError):
+            mirror.fetch(is_training_record)
+        raise
+    mirror.fetch(is_training_record)
+    return with_own_paths(outcome, run) if mirror.is_remote else outcome
+
+
+def is_training_record(name: str) -> bool:
+    """Return whether a file is what workers leave to whoever started them."""
+    return of_training(name) and is_record(name)
 
 
 def failed_outcome(status: str, error: FtrayError | None) -> dict[str, Any]:
@@ -391,6 +451,7 @@ def result_record(
         "run_id": prepared.run_id,
         "name": loaded.job.name,
         "path": str(prepared.run.root),
+        "url": loaded.place.spell(prepared.run.root) if loaded.place.url else None,
         "smoke": loaded.smoke,
         "reused": False,
         "attempts": next_attempt(prepared.run.metrics) - 1,
@@ -416,8 +477,9 @@ def _startup(seconds: dict[str, float], total: float) -> float:
     return max(0.0, total - sum(seconds[part] for part in ("train", "evaluate", "checkpoint")))
 
 
-def write_report(run: RunDirectory) -> None:
-    """Write diagnosis.json and report.html from the records."""
+def write_report(run: RunDirectory, mirror: Mirror) -> None:
+    """Write diagnosis.json and report.html from the records, and publish them."""
     from ftray.report.render import render_run
 
     render_run(run)
+    mirror.publish(run.diagnosis.name, run.report.name)

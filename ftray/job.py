@@ -14,7 +14,7 @@ from typing import Annotated, Any, cast
 
 from pydantic import Field
 
-from ftray.artifacts import RunDirectory, digest_file, digest_of, storage_place
+from ftray.artifacts import RunDirectory, digest_file, digest_of
 from ftray.config import Config
 from ftray.data.config import DataConfig, Source
 from ftray.endpoint import ServeConfig
@@ -23,6 +23,7 @@ from ftray.jobfile import apply_sets, expand_path, read_yaml, resolve_path, vali
 from ftray.model.config import MethodConfig
 from ftray.presets import PRESETS, PresetName
 from ftray.space import SweepConfig
+from ftray.storage.place import Place, open_place
 from ftray.tracking import TrackerName
 from ftray.train.config import ComputeConfig, TrainConfig
 
@@ -57,7 +58,7 @@ class Job(Config):
     seed: int = 0
     """Decides data order, adapter initialisation, dropout and the validation split."""
     storage: Annotated[str, Field(min_length=1)] = "./runs"
-    """Where run folders go. FTRAY_STORAGE and --storage are stronger."""
+    """Where run folders go: a folder, or a URL such as s3://bucket/prefix. FTRAY_STORAGE and --storage are stronger."""
     preset: PresetName | None = None
     """Defaults of a kind of task; explicit fields win."""
     data: DataConfig
@@ -90,8 +91,14 @@ class LoadedJob:
     attempt_salt: str | None = None
 
     @property
+    def place(self) -> Place:
+        """Where its runs are kept."""
+        return Place(self.job.storage)
+
+    @property
     def storage(self) -> Path:
-        return Path(self.job.storage)
+        """The folder of its runs: of a URL, this machine's working copy."""
+        return self.place.folder
 
 
 def load_job(
@@ -163,8 +170,8 @@ def resolve(job: Job, base: Path, storage: str | None) -> Job:
     learning_rate = job.train.learning_rate or DEFAULT_LEARNING_RATE[job.method.kind]
     stronger = storage or os.environ.get("FTRAY_STORAGE")
     # A job's own folder is relative to the job file, as all of its paths are.
-    place = Path.cwd() / storage_place(stronger) if stronger else base / storage_place(job.storage)
-    resolved = {"train": job.train.model_copy(update={"learning_rate": learning_rate}), "storage": str(place)}
+    place = open_place(stronger) if stronger else open_place(job.storage, base=base)
+    resolved = {"train": job.train.model_copy(update={"learning_rate": learning_rate}), "storage": place.spelling}
     return job.model_copy(update=resolved)
 
 

@@ -3,24 +3,53 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ftray.artifacts import RunDirectory, is_held, read_json, storage_place, timestamp
+from ftray.artifacts import RunDirectory, is_held, read_json, timestamp
 from ftray.campaign import SweepDirectory
 from ftray.errors import InputError, nearest
+from ftray.storage.lease import is_leased
+from ftray.storage.mirror import DRIVER, is_brief
+from ftray.storage.place import Place, is_url, open_place
 
 DEFAULT_STORAGE = "./runs"
+JOB = "/job.json"
 SHORTEST_ID = 4
 """Characters of a run id that are enough to name it."""
 
 
+def storage_place(flag: str | None) -> Place:
+    """Return where runs are kept: the flag, else FTRAY_STORAGE, else ./runs."""
+    return open_place(flag or os.environ.get("FTRAY_STORAGE") or DEFAULT_STORAGE)
+
+
 def storage_folder(flag: str | None) -> Path:
-    """Return the storage folder: the flag, else FTRAY_STORAGE, else ./runs."""
-    return storage_place(flag or os.environ.get("FTRAY_STORAGE") or DEFAULT_STORAGE)
+    """Return the storage folder: the flag, else FTRAY_STORAGE, else ./runs; of a URL, the working copy of it.
+
+    What lists its runs is fetched. Raises InputError `bad_store` where there is no such store.
+    """
+    given = flag or os.environ.get("FTRAY_STORAGE") or DEFAULT_STORAGE
+    place = open_place(given)
+    if place.url is None:
+        return Path(given).expanduser()
+    place.require(writes=False)
+    fetch_list(place)
+    return place.folder
+
+
+def fetch_list(place: Place) -> None:
+    """Fetch what lists the runs and campaigns of a store; what is there no more goes from the working copy, too."""
+    there = {name.split("/")[0] for name in place.objects().find() if name.count("/") == 1 and name.endswith(JOB)}
+    for folder in _folders(place.folder):
+        if folder.name not in there and not is_held(folder / ".driver.lock"):
+            shutil.rmtree(folder)
+    for name in sorted(there):
+        place.mirror(place.folder / name).fetch(is_brief, as_reader=True)
 
 
 def list_runs(storage: Path) -> list[dict[str, Any]]:
@@ -55,7 +84,7 @@ def describe_run(run: RunDirectory) -> dict[str, Any]:
     """Return one run's line: `running` where a process holds it, else its result's status, else `interrupted`."""
     job = read_json(run.job)
     result = read_json(run.result) if run.result.exists() else None
-    running = is_held(run.driver_lock)
+    running = is_held(run.driver_lock) or is_leased(run.root / f"{DRIVER}-lease")
     finished = result is not None and not running
     newest = max(path.stat().st_mtime for path in (run.job, run.metrics, run.result) if path.exists())
     return {
@@ -84,6 +113,8 @@ def find_work(text: str, storage: Path, *, campaigns: bool = True) -> RunDirecto
 
     Raises InputError `missing_run` or `ambiguous_run`.
     """
+    if is_url(text):
+        text = text.rstrip("/").rpartition("/")[2]
     known = [_Named(Path(run["path"]), run["name"], run["run_id"]) for run in list_runs(storage)]
     sweeps = [_campaign(folder) for folder in _folders(storage) if SweepDirectory(folder).is_there]
     folder = Path(text).expanduser()

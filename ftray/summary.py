@@ -91,7 +91,7 @@ def show_evaluation(record: Mapping[str, Any], console: Console, *, title: str, 
     show_pairs(pairs, console)
 
 
-def show_runs(runs: list[dict[str, Any]], console: Console, *, storage: Path) -> None:
+def show_runs(runs: list[dict[str, Any]], console: Console, *, storage: Path | str) -> None:
     """Print the table of runs; whole folder names, so that they can be copied."""
     if not runs:
         console.print(f"No runs in {storage}. Try: ftray quickstart", markup=False, soft_wrap=True)
@@ -108,7 +108,8 @@ def show_runs(runs: list[dict[str, Any]], console: Console, *, storage: Path) ->
             _age(run["updated_at"]),
         )
     console.print(table)
-    console.print(f"in {storage.resolve()}", style="dim", markup=False, soft_wrap=True)
+    where = storage.resolve() if isinstance(storage, Path) else storage
+    console.print(f"in {where}", style="dim", markup=False, soft_wrap=True)
 
 
 def show_pairs(pairs: Mapping[str, str], console: Console) -> None:

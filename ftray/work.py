@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ftray.artifacts import RunDirectory, digest_of, read_json
-from ftray.attempt import resume, sole_worker, tracking
+from ftray.attempt import publishing, resume, share_checkpoints, sole_worker, tracking
 from ftray.data.conversations import REPLAY
 from ftray.errors import InputError
 from ftray.evaluate.config import LOWER_IS_BETTER
@@ -37,6 +37,9 @@ from ftray.prepare import Datasets, GateSettings, prepare
 from ftray.registry.probing import fingerprint_of_folder, prefixes
 from ftray.registry.record import trained_record
 from ftray.sampling import Precision, sampling_of
+from ftray.storage.lease import Lease
+from ftray.storage.mirror import Mirror
+from ftray.storage.publisher import Publisher
 from ftray.train.checkpoint import CheckpointWriter
 from ftray.train.engine import Engine, OptimizerSettings, TorchEngine
 from ftray.train.health import require_group
@@ -57,6 +60,16 @@ class WorkOrder:
     sampling_precision: Precision | None = None
     """What replay texts were sampled in by the process that started the run, whose machine may be another."""
 
+    @property
+    def directory(self) -> RunDirectory:
+        """The run's folder on the machine that asks."""
+        return RunDirectory(self.loaded.place.here(self.run))
+
+    @property
+    def mirror(self) -> Mirror:
+        """What keeps that folder and the store the same."""
+        return self.loaded.place.mirror(self.run)
+
 
 def prepare_data(
     loaded: LoadedJob,
@@ -71,12 +84,18 @@ def prepare_data(
     that are still to be sampled may be stood in for. `sampling_precision`: as in `sampling_of`.
     """
     job = loaded.job
+    if loaded.place.holds(loaded.base):
+        # What travelled with a submitted job is in its storage.
+        loaded.place.mirror(loaded.base).fetch()
     require_probe_names([probe.name for probe in job.evaluate.general])
     if str(loaded.base) not in sys.path:
         # A metric of the user's own (module:function) lies beside the job file.
         sys.path.append(str(loaded.base))
     tokenizer = load_tokenizer(job.model)
     sampling = sampling_of(loaded, tokenizer, precision=sampling_precision)
+    if sampling is not None:
+        file = sampling.texts.file
+        loaded.place.mirror(file.parent).fetch(lambda name: name == file.name)
     gate = GateSettings(accepted={one.check: one.reason for one in job.audit.accept}, format=job.evaluate.format)
     return prepare(
         job.data,
@@ -174,16 +193,25 @@ class Ready:
     validation: Validation
 
 
-def work(order: WorkOrder, *, told: int, display: Report, datasets: Datasets | None = None) -> dict[str, Any]:
+def work(
+    order: WorkOrder,
+    *,
+    told: int,
+    display: Report,
+    datasets: Datasets | None = None,
+    lease: Lease | None = None,
+) -> dict[str, Any]:
     """Do the whole run on this rank; return what result.json says about it (the same on every rank).
 
     `told`: how many workers Ray speaks of. `datasets`: the job's rows, where this process has read them already.
+    `lease`: what this process holds on the run already.
     """
     with working(order):
         ready = make_ready(order, told=told, datasets=datasets)
-        with attempting(ready, display) as (training, report):
-            clock = train_from(training, ready, report)
-            run = RunDirectory(order.run)
+        with attempting(ready, display, lease=lease) as attempt:
+            training, run = attempt.training, order.directory
+            clock = train_from(training, ready, attempt.report)
+            share_checkpoints(order.mirror, attempt.publisher, ready.engine)
             made_with = MadeWith(tokenization=ready.datasets.tokenization, data_digests=ready.datasets.digests)
             with span("compare", tasks=len(ready.final.tasks), split=ready.final.split):
                 evaluation = conclude(
@@ -207,8 +235,9 @@ def work_without_verdict(order: WorkOrder, *, told: int, display: Report) -> dic
     """
     with working(order):
         ready = make_ready(order, told=told)
-        with attempting(ready, display) as (training, report):
-            clock = train_from(training, ready, report)
+        with attempting(ready, display) as attempt:
+            training = attempt.training
+            clock = train_from(training, ready, attempt.report)
     return {**describe(training, ready.engine, clock), "data_digests": ready.datasets.digests}
 
 
@@ -258,12 +287,25 @@ def _make_ready(order: WorkOrder, *, told: int, datasets: Datasets | None) -> Re
     return Ready(order=order, datasets=datasets, final=final, engine=engine, validation=validation)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """A training that goes on, where it reports to, and who publishes what it writes."""
+
+    training: Training
+    report: Report
+    publisher: Publisher
+
+
 @contextmanager
-def attempting(ready: Ready, display: Report) -> Iterator[tuple[Training, Report]]:
-    """Give the training as its newest whole checkpoint left it, and where it reports to; no other process trains it."""
+def attempting(ready: Ready, display: Report, *, lease: Lease | None = None) -> Iterator[Attempt]:
+    """Give the training as its newest whole checkpoint left it; no other process trains it."""
     order, engine = ready.order, ready.engine
-    job, run = order.loaded.job, RunDirectory(order.run)
-    with sole_worker(run, engine), tracking(job, run, engine, display, run_id=order.run_id) as report:
+    job, run, mirror = order.loaded.job, order.directory, order.mirror
+    with (
+        sole_worker(run, engine, mirror, lease) as kept,
+        publishing(mirror, engine, kept) as publisher,
+        tracking(job, run, engine, publisher.watching(display), run_id=order.run_id) as report,
+    ):
         training = Training(
             order.plan,
             ready.datasets.train,
@@ -271,13 +313,13 @@ def attempting(ready: Ready, display: Report) -> Iterator[tuple[Training, Report
             higher_is_better=job.evaluate.task.metric not in LOWER_IS_BETTER,
         )
         resume(training, engine, run, run_id=order.run_id, report=report)
-        yield training, report
+        yield Attempt(training=training, report=report, publisher=publisher)
 
 
 def train_from(training: Training, ready: Ready, report: Report) -> Clock:
     """Train to the end."""
     order = ready.order
-    folder = RunDirectory(order.run).checkpoints
+    folder = order.directory.checkpoints
     checkpoints = CheckpointWriter(folder, run_id=order.run_id, keep=order.plan.keep_checkpoints)
     with span("train", steps=training.plan.total_steps, engine=order.plan.engine, workers=ready.engine.group.size):
         return train(training, ready.engine, ready.validation, checkpoints, report)

@@ -19,6 +19,7 @@ JOBS = sorted((REPOSITORY / "jobs").glob("*/job*.yaml"))
 ROOMS = [
     {"errors"},
     {"config", "artifacts", "group", "jobfile", "presets", "space", "campaign", "endpoint"},
+    {"storage"},
     {"runs", "summary", "sweep_summary", "follow"},
     {"tracking", "data"},
     {"audit"},

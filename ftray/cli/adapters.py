@@ -48,9 +48,12 @@ Reason = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Wh
 
 def _open(storage: str | None, place: str | None) -> Registry:
     from ftray.registry.registry import open_registry
-    from ftray.runs import storage_folder
+    from ftray.runs import storage_place
 
-    return open_registry(storage_folder(storage), place)
+    runs = storage_place(storage)
+    if place is None:
+        runs.require(writes=False)
+    return open_registry(runs.folder, place or runs.registry_url)
 
 
 @adapters.command(name="list")

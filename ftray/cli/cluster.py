@@ -104,7 +104,7 @@ def submit(
     quiet: Quiet = False,
     json: Json = False,
 ) -> Outcome:
-    """Run a job on a Ray cluster, once however often it is submitted; the storage must be a folder its nodes share."""
+    """Run a job on a Ray cluster, once however often it is submitted. Its nodes share the storage: a folder or URL."""
     quieten_libraries()
     from ftray.job import load_job
     from ftray.submit.parcel import Reach, parse_mapping
@@ -125,12 +125,16 @@ def submit(
     require_shared_storage(job, sets=sets or (), flag=storage, environment=os.environ)
     salt = new_attempt() if fresh else attempt
     loaded = load_job(job, sets=sets or (), storage=storage, smoke=smoke, attempt_salt=salt)
+    loaded.place.require()
     environment, secrets = parse_environment(env or (), os.environ), parse_secrets(secret or (), os.environ)
     require_apart(environment, secrets)
     request = Request(
         loaded=loaded,
         kind="sweep" if sweep else "train",
-        reach=Reach(storage=loaded.storage, mapped=[parse_mapping(text) for text in on_cluster or ()]),
+        reach=Reach(
+            storage=None if loaded.place.url else loaded.storage,
+            mapped=[parse_mapping(text) for text in on_cluster or ()],
+        ),
         environment=environment,
         secrets=secrets,
         labels=parse_labels(label or ()),
@@ -187,7 +191,7 @@ def _document(submitted: Submitted, request: Request, cluster: Cluster) -> dict[
         "reason": submitted.reason,
         "address": cluster.address,
         "kind": request.kind,
-        "path": str(request.folder(submitted.run_id)),
+        "path": request.loaded.place.spell(request.folder(submitted.run_id)),
     }
 
 
@@ -226,7 +230,7 @@ def _result_code(record: Mapping[str, Any], *, gate: bool) -> int:
 
 
 def _show_record(record: Mapping[str, Any], request: Request, console: Console) -> None:
-    command = f"ftray submit JOB --storage {request.loaded.storage}"
+    command = f"ftray submit JOB --storage {request.loaded.place.spelling}"
     if request.kind == "sweep":
         from ftray.sweep_summary import show_sweep
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ftray.data.config import Source
     from ftray.evaluate.config import EvaluateConfig
     from ftray.reevaluation import Questions
+    from ftray.storage.place import Place
     from ftray.subject import Subject
 
 Target = Annotated[
@@ -91,20 +92,24 @@ def evaluate(
     )
     _require_data(new, output)
     from ftray.display import open_display
-    from ftray.runs import storage_folder
+    from ftray.runs import storage_folder, storage_place
 
+    runs = storage_place(storage)
     with interruptible(), open_display(quiet=quiet) as display:
         display.say("Reading the model and the rows")
         from ftray.reevaluation import evaluate_again
 
-        subject = _subject(target, storage_folder(storage), model, has_data=data is not None)
+        folder = storage_folder(storage)
+        subject = _subject(target, runs, folder, model, has_data=data is not None)
         questions = _questions(subject, new)
-        place = output or _place(subject, new, storage_folder(storage))
+        place = output or _place(subject, new, folder)
         rows = sum(len(task.rows) for task in questions.final.tasks)
         display.say(f"Base and tuned model answer {rows} rows")
         if questions.dropped:
             display.say(f"{questions.dropped} rows do not fit the model and are left out")
         record = evaluate_again(subject, questions, place)
+        if runs.holds(place):
+            runs.mirror(place).publish("evaluation.json", "predictions.jsonl")
 
     def show(console: Any) -> None:
         from ftray.summary import show_evaluation
@@ -131,8 +136,9 @@ def _require_data(new: NewData, output: Path | None) -> None:
         )
 
 
-def _subject(target: str, storage: Path, model: str | None, *, has_data: bool) -> Subject:
+def _subject(target: str, runs: Place, storage: Path, model: str | None, *, has_data: bool) -> Subject:
     from ftray.runs import find_run
+    from ftray.storage.mirror import is_record
     from ftray.subject import subject_of_adapter, subject_of_run
 
     folder = Path(target).expanduser()
@@ -144,7 +150,10 @@ def _subject(target: str, storage: Path, model: str | None, *, has_data: bool) -
                 given=model,
                 hint="Leave --model out.",
             )
-        return subject_of_run(find_run(target, storage))
+        run = find_run(target, storage)
+        if runs.holds(run.root):
+            runs.mirror(run.root).fetch(is_record, as_reader=True)
+        return subject_of_run(run)
     if not has_data:
         raise InputError(
             f"{folder} is an adapter without a run: there are no rows to evaluate it on",

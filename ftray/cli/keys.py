@@ -36,9 +36,9 @@ keys = command_group("API keys of an endpoint: add, list, remove.")
 
 
 def _file(file: Path | None, storage: str | None) -> Path:
-    from ftray.runs import storage_folder
+    from ftray.runs import storage_place
 
-    return file if file is not None else storage_folder(storage) / FILE
+    return file if file is not None else storage_place(storage).folder / FILE
 
 
 def _scopes(given: list[str]) -> list[Scope]:

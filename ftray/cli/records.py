@@ -21,7 +21,7 @@ Work = Annotated[
 
 def runs(storage: Storage = None, quiet: Quiet = False, json: Json = False) -> Outcome:
     """List the runs, newest first."""
-    from ftray.runs import list_runs, storage_folder
+    from ftray.runs import list_runs, storage_folder, storage_place
 
     place = storage_folder(storage)
     records = list_runs(place)
@@ -29,7 +29,7 @@ def runs(storage: Storage = None, quiet: Quiet = False, json: Json = False) -> O
     def show(console: Any) -> None:
         from ftray.summary import show_runs
 
-        show_runs(records, console, storage=place)
+        show_runs(records, console, storage=storage_place(storage).url or place)
 
     return Outcome(document={"runs": records}, show=show)
 
@@ -37,9 +37,14 @@ def runs(storage: Storage = None, quiet: Quiet = False, json: Json = False) -> O
 def report(work: Work, storage: Storage = None, quiet: Quiet = False, json: Json = False) -> Outcome:
     """Write a run's or a campaign's report.html again from its records, and say where it is."""
     from ftray.campaign import SweepDirectory
-    from ftray.runs import find_work, storage_folder
+    from ftray.runs import find_work, storage_folder, storage_place
+    from ftray.storage.mirror import is_record
 
+    place = storage_place(storage)
     found = find_work(work, storage_folder(storage))
+    mirror = place.mirror(found.root) if place.holds(found.root) else None
+    if mirror is not None:
+        mirror.fetch(is_record, as_reader=True)
     document = {"schema": "ftray/report/1", "report": str(found.report)}
     if isinstance(found, SweepDirectory):
         from ftray.report.sweep_render import render_sweep
@@ -51,6 +56,8 @@ def report(work: Work, storage: Storage = None, quiet: Quiet = False, json: Json
 
         render_run(found)
         document |= {"run": str(found.root), "diagnosis": str(found.diagnosis)}
+    if mirror is not None:
+        mirror.publish("diagnosis.json", found.report.name)
     return Outcome(
         document=document, show=lambda console: console.print(document["report"], markup=False, soft_wrap=True)
     )

@@ -84,7 +84,7 @@ def serve(
 def _plan(what: list[str], only: list[str], model: str | None, sets: list[str], storage: str | None) -> Any:
     """Return what is to be served. Raises InputError for what cannot be."""
     from ftray.endpoint import ServeConfig
-    from ftray.runs import storage_folder
+    from ftray.runs import storage_place
     from ftray.serve.plan import serving_of_adapters, serving_of_job
 
     files = [word for word in what if word.endswith((".yaml", ".yml")) or Path(word).is_file()]
@@ -100,7 +100,9 @@ def _plan(what: list[str], only: list[str], model: str | None, sets: list[str], 
         from ftray.job import load_job
 
         sets = [*sets, *([f"model={model}"] if model else [])]
-        serving = serving_of_job(load_job(Path(files[0]), sets=sets, storage=storage), adapters=only)
+        loaded = load_job(Path(files[0]), sets=sets, storage=storage)
+        loaded.place.require(writes=False)
+        serving = serving_of_job(loaded, adapters=only)
     else:
         if sets or only:
             raise InputError(
@@ -110,7 +112,9 @@ def _plan(what: list[str], only: list[str], model: str | None, sets: list[str], 
                 allowed="a job file before them",
                 hint="Name adapters without --adapter, or give the job file first.",
             )
-        serving = serving_of_adapters(what, model=model, config=ServeConfig(), storage=storage_folder(storage))
+        place = storage_place(storage)
+        place.require(writes=False)
+        serving = serving_of_adapters(what, model=model, config=ServeConfig(), place=place)
     return serving
 
 

@@ -10,6 +10,7 @@ import typer
 from ftray.cli.options import Json, Quiet, Storage
 from ftray.cli.outcome import Outcome
 from ftray.cli.process import interruptible, quieten_libraries
+from ftray.errors import InputError
 
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="A file of training examples.", show_default=False)]
 Model = Annotated[
@@ -29,12 +30,22 @@ def quickstart(storage: Storage = None, quiet: Quiet = False, json: Json = False
     """See the whole story offline in minutes: make a small model and a task, train, compare, sweep, report, serve."""
     quieten_libraries()
     from ftray.display import open_display
-    from ftray.runs import storage_folder
+    from ftray.runs import storage_place
 
+    place = storage_place(storage)
+    if place.url is not None:
+        raise InputError(
+            "the quickstart makes a base and data of its own, in a folder of this machine",
+            kind="bad_value",
+            given=place.url,
+            allowed="a folder",
+            hint="Name one: ftray quickstart --storage DIR.",
+            path="storage",
+        )
     with interruptible(), open_display(quiet=quiet, metric="exact_match") as display:
         from ftray.quickstart.run import document, then_serve, then_sweep, train_first
 
-        told = train_first(storage_folder(storage), say=display.say, display=display, on_plan=display.on_plan)
+        told = train_first(place.folder, say=display.say, display=display, on_plan=display.on_plan)
     from ftray.sweep.leaderboard import open_leaderboard
 
     with interruptible(), open_leaderboard(quiet=quiet, metric="exact_match") as board:
@@ -93,9 +104,9 @@ def doctor(storage: Storage = None, quiet: Quiet = False, json: Json = False) ->
     """Look at this machine: what is there, what is missing, and what that costs."""
     quieten_libraries()
     from ftray.doctor import run_checks
-    from ftray.runs import storage_folder
+    from ftray.runs import storage_place
 
-    checks = run_checks(storage_folder(storage))
+    checks = run_checks(storage_place(storage))
 
     def show(console: Any) -> None:
         from rich.table import Table

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ftray.artifacts import storage_place
 from ftray.endpoint import ServeConfig
 from ftray.errors import InputError
 from ftray.job import LoadedJob
@@ -16,6 +14,7 @@ from ftray.model.base import identify, load_config
 from ftray.registry.registry import Registry, Resolved, open_registry
 from ftray.serve.api.catalogue import base_name
 from ftray.serve.asking import AdapterSource
+from ftray.storage.place import Place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +68,7 @@ def serving_of_job(loaded: LoadedJob, *, adapters: Sequence[str] = ()) -> Servin
     Raises InputError for what is not registered, or was made for another base.
     """
     job = loaded.job
-    registry = open_registry(loaded.storage)
+    registry = open_registry(loaded.storage, loaded.place.registry_url)
     named = list(adapters) or list(job.serve.adapters)
     found = [registry.resolve(name) for name in named]
     if not named:
@@ -77,16 +76,16 @@ def serving_of_job(loaded: LoadedJob, *, adapters: Sequence[str] = ()) -> Servin
         base = identify(job.model).digest
         # What nobody named is served where it can be; what was named must fit.
         found = [one for one in found if _fits(one, base)]
-    return _serving(job.model, job.serve, loaded.storage, found)
+    return _serving(job.model, job.serve, loaded.place, found)
 
 
-def serving_of_adapters(names: Sequence[str], *, model: str | None, config: ServeConfig, storage: Path) -> Serving:
+def serving_of_adapters(names: Sequence[str], *, model: str | None, config: ServeConfig, place: Place) -> Serving:
     """Return what an endpoint of these adapters serves (all of the registry where none is named), on their base.
 
     `model`: the base's folder or hub id, where it is not the one that the records name. Raises InputError for adapters
     of several bases, or none.
     """
-    registry = open_registry(storage)
+    registry = open_registry(place.folder, place.registry_url)
     found = [registry.resolve(name) for name in names or sorted({record["name"] for record in registry.list()})]
     if not names:
         found += [registry.resolve(alias) for alias in registry.aliases()]
@@ -94,13 +93,13 @@ def serving_of_adapters(names: Sequence[str], *, model: str | None, config: Serv
         raise InputError(
             f"there is nothing to serve: {registry.place} holds no adapters",
             kind="nothing_to_serve",
-            given=str(storage),
+            given=place.spelling,
             allowed="a job file, or the names of registered adapters",
             hint="`ftray train JOB` registers one; `ftray serve JOB` also serves a base alone.",
         )
     if model is None:
         model = _base_of(found)
-    return _serving(model, config, storage, found)
+    return _serving(model, config, place, found)
 
 
 def _base_of(found: Sequence[Resolved]) -> str:
@@ -118,7 +117,7 @@ def _base_of(found: Sequence[Resolved]) -> str:
     return str(record["base"].get("model") or record["base"]["name"])
 
 
-def _serving(model: str, config: ServeConfig, storage: Path, found: Sequence[Resolved]) -> Serving:
+def _serving(model: str, config: ServeConfig, place: Place, found: Sequence[Resolved]) -> Serving:
     # Replicas have folders of their own to begin from.
     model = str(Path(model).resolve()) if Path(model).is_dir() else model
     identity = identify(model)
@@ -137,10 +136,10 @@ def _serving(model: str, config: ServeConfig, storage: Path, found: Sequence[Res
         base=base_name(model),
         base_digest=identity.digest,
         config=config,
-        storage=storage_place(str(storage)).resolve(),
+        storage=place.folder.resolve(),
         adapters=tuple(dict.fromkeys(f"{one.name}@{one.digest}" for one in found)),
         positions=None if positions is None else int(positions),
-        registry_url=os.environ.get("FTRAY_REGISTRY"),
+        registry_url=place.registry_url,
     )
 
 

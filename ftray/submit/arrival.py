@@ -2,7 +2,7 @@
 
 Ray unpacks what travelled into a folder of the session, on each node that needs it, and deletes it later. The run's
 records name their data and their base, and outlive the session: so the files are kept in the storage, once for equal
-content.
+content. Where the storage is a store, they are put there, and each node has them in its working copy.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from tempfile import mkdtemp
 
 from ftray.artifacts import digest_file, read_json, require_writable, write_text
 from ftray.errors import InputError, RunError
+from ftray.storage.place import Place, open_place
+from ftray.storage.publisher import files_below
 from ftray.submit.sealed import receive_as_driver
 
 MANIFEST = "parcel.json"
@@ -34,7 +36,9 @@ def settle(job_file: Path) -> Path:
     Raises RunError where a file has changed on its way.
     """
     manifest = read_json(job_file.parent / MANIFEST)
-    shelf: Path = Path(manifest["storage"]) / FOLDER
+    storage = open_place(manifest["storage"])
+    storage.require()
+    shelf = storage.folder / FOLDER
     require_writable(shelf, hint="Give the cluster's nodes a folder that all of them may write: --storage DIR.")
     place = shelf / str(manifest["digest"])[:12]
     if not place.is_dir():
@@ -52,7 +56,19 @@ def settle(job_file: Path) -> Path:
     # Other evaluations of the same files are other job files beside them.
     kept = place / f"job-{digest_file(job_file)[:12]}.yaml"
     write_text(kept, job_file.read_text(encoding="utf-8"))
+    publish(storage, place)
     return kept
+
+
+def publish(storage: Place, place: Path) -> None:
+    """Put what travelled into the store, where the storage is one: the nodes of the workers fetch it from there."""
+    if storage.url is None:
+        return
+    there = storage.objects().find(storage.name(place))
+    mirror = storage.mirror(place)
+    for name in files_below(place):
+        if f"{storage.name(place)}/{name}" not in there:
+            mirror.publish(name)
 
 
 def _copy(source: Path, target: Path, digest: str) -> None:

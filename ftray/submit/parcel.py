@@ -28,7 +28,8 @@ TEMPLATE_SUFFIXES = (".jinja", ".j2")
 class Reach:
     """Which of this machine's paths the cluster reaches."""
 
-    storage: Path
+    storage: Path | None
+    """None where it is a store, of which each machine has a working copy of its own."""
     mapped: Sequence[tuple[Path, PurePosixPath]] = ()
     """Folders or files here, and where they lie on the cluster."""
 
@@ -37,8 +38,9 @@ class Reach:
         for here, there in self.mapped:
             if path.is_relative_to(here):
                 return str(there / path.relative_to(here))
-        for storage in (self.storage, self.storage.resolve()):
+        for storage in (self.storage, self.storage.resolve()) if self.storage else ():
             if path.is_relative_to(storage):
+                assert self.storage is not None, "there is one to look into"
                 return str(self.storage / path.relative_to(storage))
         return None
 

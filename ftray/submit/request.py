@@ -12,6 +12,8 @@ from ftray.campaign import SweepDirectory
 from ftray.errors import InputError
 from ftray.job import Job, LoadedJob, evaluate_digest, run_directory, run_id_of
 from ftray.jobfile import VARIABLE, apply_sets, read_yaml
+from ftray.storage.mirror import is_brief
+from ftray.storage.place import is_url
 from ftray.submit.client import EntrypointResources
 from ftray.submit.parcel import Reach
 from ftray.submit.submission import Kind
@@ -61,6 +63,7 @@ class Request:
     def finished_record(self, identity: str) -> Mapping[str, object] | None:
         """Return result.json or sweep.json of work that is finished and was judged as the job says."""
         folder = self.folder(identity)
+        self.loaded.place.mirror(folder).fetch(is_brief, as_reader=True)
         if self.kind == "train":
             from ftray.finetune import finished_result
 
@@ -95,14 +98,14 @@ def require_shared_storage(
     apply_sets(content, sets)
     given = flag or environment.get("FTRAY_STORAGE") or content.get("storage", "./runs")
     text = VARIABLE.sub(lambda match: environment.get(match.group(1), match.group(2) or ""), str(given))
-    if Path(text).is_absolute() or "://" in text:  # a URI is refused where the job is read
+    if Path(text).is_absolute() or is_url(text):
         return
     is_in_job = not flag and not environment.get("FTRAY_STORAGE")
     raise InputError(
         f"the storage {given!r} is relative: it would be another folder on every node",
         kind="relative_storage",
         given=given,
-        allowed="the absolute path of a folder that all nodes of the cluster share",
+        allowed="the absolute path of a folder that all nodes of the cluster share, or a URL",
         hint="Name the shared folder: --storage /mnt/shared/runs, FTRAY_STORAGE, or the job's `storage`.",
         path="storage",
         file=str(file) if is_in_job else None,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ftray.artifacts import RunDirectory, read_json
 from ftray.campaign import SweepDirectory
-from ftray.errors import InputError
+from ftray.errors import InputError, RunError
+from ftray.storage.mirror import is_brief
+from ftray.storage.place import open_place
 from ftray.submit.client import Cluster, Load, Node
 from ftray.submit.progress import Progress, run_progress, said_so_far, sweep_progress
 from ftray.submit.submission import Submission
@@ -22,8 +25,8 @@ def stand(
     `is_newest`: whether no later attempt at its run has changed the run's folder. `mounted`: where the storage is on
     this machine, if elsewhere.
     """
-    there = Path(submission.metadata.get("path", ""))
-    folder = there if mounted is None else Path(mounted) / there.name
+    there = submission.metadata.get("path", "")
+    folder = _folder(submission, there, mounted)
     result = _result(submission, folder) if is_newest else {}
     return {
         "schema": "ftray/status/1",
@@ -39,12 +42,31 @@ def stand(
         "message": _message(submission),
         "status": result.get("status"),
         "verdict": result.get("verdict"),
-        "path": str(there),
+        "path": there,
         "labels": submission.labels,
         "submitted_at": submission.submitted_at,
         "ended_at": submission.ended_at,
         "address": cluster.address,
     }
+
+
+def _folder(submission: Submission, there: str, mounted: str | None) -> Path:
+    """Return where the run's folder is on this machine; of a store, the records that say how far it is are fetched."""
+    place = open_place(mounted or submission.metadata.get("storage", ""))
+    name = there.rstrip("/").rpartition("/")[2]
+    if place.url is None:
+        return Path(there) if mounted is None else place.folder / name
+    folder = place.folder / name
+    with contextlib.suppress(InputError, RunError):
+        # Without it the cluster's word and the log say how it stands.
+        place.require(writes=False)
+        place.mirror(folder).fetch(says_how_far, as_reader=True)
+    return folder
+
+
+def says_how_far(name: str) -> bool:
+    """Return whether a file of a run or campaign is read to say how far it is."""
+    return is_brief(name) or name in ("plan.json", "trials.jsonl")
 
 
 def progress(cluster: Cluster, submission: Submission, folder: Path | None) -> Progress:

@@ -57,7 +57,7 @@ def _submit(request: Request, cluster: Cluster, *, say: Say) -> Submitted:
     for _ in range(ROUNDS):
         attempts = attempts_at(identity, cluster.submissions())
         record = request.finished_record(identity)
-        can_read = request.loaded.storage.is_dir()
+        can_read = request.loaded.place.url is not None or request.loaded.storage.is_dir()
         decision = decide(attempts, finished=record is not None if can_read else None, judged=request.judged())
         if decision.action != "submit":
             return _known(request, identity, decision, attempts, record, say=say)
@@ -118,7 +118,7 @@ def _known(
 
 def entrypoint(request: Request, identity: str, *, python: str) -> str:
     """Return the command that the cluster runs."""
-    words = [python, "-m", "ftray", request.kind, JOB_FILE, "--storage", str(request.loaded.storage)]
+    words = [python, "-m", "ftray", request.kind, JOB_FILE, "--storage", request.loaded.place.spelling]
     words += ["--expect-run-id", identity]
     words += ["--smoke"] if request.loaded.smoke else []
     words += ["--attempt", request.loaded.attempt_salt] if request.loaded.attempt_salt else []
@@ -134,8 +134,8 @@ def metadata(request: Request, identity: str) -> dict[str, str]:
         "kind": request.kind,
         "run_id": identity,
         "name": request.job.name,
-        "storage": str(request.loaded.storage),
-        "path": str(request.folder(identity)),
+        "storage": request.loaded.place.spelling,
+        "path": request.loaded.place.spell(request.folder(identity)),
         "judged": request.judged(),
         "smoke": str(request.loaded.smoke).lower(),
         **{f"label.{key}": text for key, text in request.labels.items()},

@@ -40,6 +40,9 @@ class TrainerActor:
     def leave(self, trial_id: str) -> None:
         self._trainer.leave(trial_id)
 
+    def publish(self, trial_id: str) -> None:
+        self._trainer.publish(trial_id)
+
     def state(self) -> dict[str, Any]:
         return self._trainer.state()
 

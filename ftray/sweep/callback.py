@@ -110,6 +110,7 @@ class LedgerCallback(tune.Callback):
         """Stop a trial that may be computing, and take what it has come to since it was last heard of."""
         self._mode.release(spec.trial_id)
         self._mode.settle()
+        self._mode.recall(spec.trial_id)
         trial = self._directory.trial(spec.trial_id)
         newest = newest_kept(trial, told(trial, spec, higher_is_better=self._higher_is_better))
         if newest is not None:

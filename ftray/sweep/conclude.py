@@ -104,6 +104,7 @@ def _head(
         "sweep_id": campaign.sweep_id,
         "name": job.name,
         "path": str(campaign.directory.root),
+        "url": campaign.loaded.place.spell(campaign.directory.root) if campaign.loaded.place.url else None,
         "reused": False,
         "status": "failed",
         "mode": campaign.mode,
@@ -212,13 +213,16 @@ def base_value(campaign: Campaign, mode: Mode) -> dict[str, Any]:
     task = campaign.validation
     rows = mode.answer({}, ["validation"], with_base=True)[BASE][task.name]
     value = estimate(task.metric, rows).to_record()
-    write_json(campaign.directory.root / "base.json", {"schema": "ftray/base/1", "validation": value, "n": len(rows)})
+    root = campaign.directory.root
+    write_json(root / "base.json", {"schema": "ftray/base/1", "validation": value, "n": len(rows)})
+    campaign.loaded.place.mirror(root).publish("base.json")
     return dict(value)
 
 
 def known_base_value(campaign: Campaign) -> dict[str, Any] | None:
     """Return what the base is worth on the validation rows, where it has been asked."""
     path = campaign.directory.root / "base.json"
+    campaign.loaded.place.mirror(path.parent).fetch(lambda name: name == path.name)
     return dict(read_json(path)["validation"]) if path.exists() else None
 
 

@@ -40,6 +40,9 @@ class Mode(Protocol):
     def settle(self) -> None:
         """Wait until everything that was released is free and writes no more."""
 
+    def recall(self, trial_id: str) -> None:
+        """Bring here what a trial that was released has left."""
+
     def export(self, trial_id: str, best_step: int) -> Path:
         """Keep the adapter or model of a trial's step as the trial's own; return its folder."""
 

@@ -28,6 +28,7 @@ from ftray.follow import Tail
 from ftray.job import LoadedJob
 from ftray.observe import spans
 from ftray.sampling import Precision
+from ftray.storage.mirror import Mirror, of_trial
 from ftray.sweep.mode import require_trial_workers
 from ftray.sweep.reaper import Clearing, ReapedTrainer, note_driver, note_group, remove_groups
 from ftray.sweep.trial import TrialSpec
@@ -117,13 +118,16 @@ def run_trial(config: dict[str, Any], *, campaign: PerTrial) -> None:
     spec = campaign.spec_of(dict(config))
     trial = campaign.sweep.trial(spec.trial_id)
     RunDirectory(trial.root).create()
+    mirror = campaign.loaded.place.mirror(trial.root)
+    mirror.fetch(of_trial)
     write_json(trial.record, spec.to_record())
+    mirror.publish(trial.record.name)
     tune_id = tune.get_context().get_trial_id()
     # An earlier driver of this trial was killed; its workers' places are needed.
     remove_groups(campaign.groups, tune_id)
     note_driver(campaign.groups, tune_id)
     os.environ.setdefault(*CONTROLLER_POLL)
-    told, order = Told(trial), campaign.order(spec)
+    told, order = Told(trial, mirror), campaign.order(spec)
     reports = TrialReports(spec, higher_is_better=campaign.higher_is_better)
     end = order.plan.total_steps
     for line in evaluations_so_far(trial, order):
@@ -201,6 +205,7 @@ class Training(threading.Thread):
             payload,
             plan=order.plan,
             run=order.run,
+            place=order.loaded.place,
             passed=passed,
             secrets=secrets,
             trainer_class=ReapedTrainer,
@@ -239,7 +244,8 @@ def require_same_data(outcome: dict[str, Any], campaign: PerTrial) -> None:
 class Told:
     """What Tune has heard of a trial, noted for its workers and for the next driver."""
 
-    def __init__(self, trial: TrialDirectory) -> None:
+    def __init__(self, trial: TrialDirectory, mirror: Mirror) -> None:
+        self._mirror = mirror
         self._file = trial.root / TOLD
         self._earlier = float(read_json(self._file)["seconds"]) if self._file.exists() else 0.0
         self._started = time.monotonic()
@@ -253,6 +259,7 @@ class Told:
         """Report to Tune; ends this thread if Tune stops the trial, else the workers may go on."""
         tune.report(report)
         write_json(self._file, {"step": report["step"], "seconds": report["seconds"]})
+        self._mirror.publish(TOLD)
 
 
 def run_trial_worker(payload: dict[str, Any]) -> dict[str, Any]:

@@ -28,13 +28,14 @@ def register(
     chosen = record.get(record["recommended"])
     if loaded.smoke or record["recommended"] == "base" or not chosen or not chosen["adapter"]:
         return {**record, "registered": None}
-    registry, known = open_registry(loaded.storage), record.get("registered")
+    registry, known = open_registry(loaded.storage, loaded.place.registry_url), record.get("registered")
     if known is not None and registry.has(known["name"], known["digest"]):
         return record
     folder = Path(chosen["adapter"]["path"])
     registered = registry.put(folder, describe(campaign(), chosen, folder))
     record = {**record, "registered": {"name": registered.name, "digest": registered.digest}}
     write_json(directory.sweep, record)
+    loaded.place.mirror(directory.root).publish(directory.sweep.name)
     return record
 
 

@@ -14,19 +14,22 @@ from typing import Any, Protocol
 from ftray import __version__
 from ftray.artifacts import digest_of, now, read_json, require_writable, run_lock, write_json
 from ftray.campaign import Config, SweepDirectory
-from ftray.errors import Interrupted, RunError
+from ftray.errors import InputError, Interrupted, RunError
 from ftray.finetune import require_registrable, require_workers, sample_replay
 from ftray.job import LoadedJob, evaluate_digest
 from ftray.model.base import identify
 from ftray.observe import spans
 from ftray.observe.measures import CampaignMeasures
 from ftray.observe.ray_measures import RayInstruments
+from ftray.storage.mirror import DRIVER, is_record, of_campaign
+from ftray.storage.place import Place
 from ftray.sweep.callback import Watcher
 from ftray.sweep.conclude import conclude, interrupted_record
 from ftray.sweep.mode import Mode
 from ftray.sweep.prepare import Campaign, prepare_campaign, sweep_directory, sweep_id_of
 from ftray.sweep.registering import register
 from ftray.sweep.spent import Spent
+from ftray.sweep.trial_files import fetch_trials, publish_trials
 from ftray.sweep.tuning import Search
 from ftray.tracking import require_trackers
 
@@ -67,9 +70,12 @@ def _sweep(loaded: LoadedJob, *, display: Display, forced: str | None) -> dict[s
     """Do what is left of a campaign; as `sweep` says."""
     began = time.monotonic()
     require_trackers(loaded.job.tracking)
+    loaded.place.require()
     require_registrable(loaded)
     sweep_id = sweep_id_of(loaded)
     directory = sweep_directory(loaded, sweep_id)
+    mirror = loaded.place.mirror(directory.root)
+    mirror.fetch(is_record, as_reader=True)
     earlier = finished_record(directory, loaded)
     if earlier is not None:
         earlier = register(
@@ -80,14 +86,18 @@ def _sweep(loaded: LoadedJob, *, display: Display, forced: str | None) -> dict[s
     campaign = prepare_campaign(loaded, sweep_id=sweep_id, forced=forced)
     require_place_for(campaign)
     require_writable(directory.trials, hint="Choose another place with --storage DIR, or the job's `storage`.")
-    with run_lock(directory.driver_lock):
+    with run_lock(directory.driver_lock), mirror.holding(DRIVER) as lease:
+        # What another machine has come to since.
+        mirror.fetch(is_record)
         if campaign.prepared.datasets.awaits_sampling:
             display.say("Sampling texts from the base to rehearse them")
             sample_replay(loaded, campaign.prepared, lambda done, total: None)
             campaign = prepare_campaign(loaded, sweep_id=sweep_id, forced=forced)
         write_records(campaign)
+        mirror.publish(directory.job.name, directory.audit.name)
         display.on_plan(campaign.to_record())
-        return run_campaign(campaign, display, began=began)
+        with mirror.publishing(of_campaign, lease=lease):
+            return run_campaign(campaign, display, began=began, tenure=lease.number if lease else None)
 
 
 def require_place_for(campaign: Campaign) -> None:
@@ -95,6 +105,7 @@ def require_place_for(campaign: Campaign) -> None:
     plan = campaign.prepared.plan
     if campaign.mode == "trainers":
         require_workers(plan)
+        require_one_node(campaign.loaded.place)
     elif plan.gpus_per_worker > 0:
         require_workers(replace(plan, workers=1, min_workers=1))
 
@@ -108,7 +119,43 @@ def finished_record(directory: SweepDirectory, loaded: LoadedJob) -> dict[str, A
     is_over = record["status"] == "completed" or (
         record["status"] in ("budget", "failed") and record["ends_digest"] == ends_digest(loaded)
     )
-    return record if is_over and record["judged_digest"] == judged_digest(loaded) else None
+    if not is_over or record["judged_digest"] != judged_digest(loaded):
+        return None
+    return record if loaded.place.url is None else with_own_paths(record, directory)
+
+
+def with_own_paths(record: dict[str, Any], directory: SweepDirectory) -> dict[str, Any]:
+    """Return sweep.json with the paths of this machine's working copy, where another one wrote it."""
+
+    def moved(one: dict[str, Any] | None) -> dict[str, Any] | None:
+        if one is None or one["adapter"] is None:
+            return one
+        return {**one, "adapter": {**one["adapter"], "path": str(directory.trial(one["trial_id"]).adapter)}}
+
+    return {
+        **record,
+        "path": str(directory.root),
+        "default": moved(record["default"]),
+        "winner": moved(record["winner"]),
+        "finalists": [moved(one) for one in record["finalists"]],
+    }
+
+
+def require_one_node(place: Place) -> None:
+    """Raise InputError where trials with trainers of their own would be on machines that share no folder."""
+    from ftray.train.launch import cluster_nodes, is_connected
+
+    if place.url is None or not is_connected() or len(cluster_nodes()) == 1:
+        return
+    raise InputError(
+        f"a trainer for each trial follows what its workers write, and the {len(cluster_nodes())} nodes of this "
+        f"cluster share no folder: the storage is {place.url}",
+        kind="incompatible",
+        given=place.url,
+        allowed="a folder that all nodes share; or trials that share a base (sweep.mode: shared); or one node",
+        hint="Name a shared folder: --storage DIR; or search with LoRA, which shares a base.",
+        path="storage",
+    )
 
 
 def judged_digest(loaded: LoadedJob) -> str:
@@ -141,8 +188,11 @@ def write_records(campaign: Campaign) -> None:
     write_json(campaign.directory.audit, campaign.prepared.audit.to_record())
 
 
-def run_campaign(campaign: Campaign, display: Display, *, began: float) -> dict[str, Any]:
-    """Train, choose, compare; return sweep.json. `began`: the monotonic clock when the command did."""
+def run_campaign(campaign: Campaign, display: Display, *, began: float, tenure: int | None = None) -> dict[str, Any]:
+    """Train, choose, compare; return sweep.json.
+
+    `began`: the monotonic clock when the command did; `tenure`: of the command's lease on a campaign in a store.
+    """
     from ftray.train.launch import connect
 
     spent = Spent(campaign.directory.root / "spent.json", began=began)
@@ -153,7 +203,7 @@ def run_campaign(campaign: Campaign, display: Display, *, began: float) -> dict[
     started_here = connect()
     mode: Mode | None = None
     try:
-        mode = open_mode(campaign)
+        mode = open_mode(campaign, tenure=tenure)
         spent.start_trainers(mode.workers)
         searched = Search(campaign, mode, [display, measures_of(campaign)], spent)
         with spans.span("search", trials=campaign.num_trials, mode=campaign.mode, workers=mode.workers):
@@ -196,6 +246,8 @@ def run_campaign(campaign: Campaign, display: Display, *, began: float) -> dict[
 
             ray.shutdown()
     write_json(campaign.directory.sweep, record)
+    settle_trials = fetch_trials if campaign.mode == "shared" else publish_trials
+    settle_trials(campaign.loaded.place, campaign.directory)
     write_report(campaign.directory)
     return register(campaign.loaded, campaign.directory, record, lambda: campaign)
 
@@ -219,8 +271,8 @@ def write_report(directory: SweepDirectory) -> None:
     render_sweep(directory)
 
 
-def open_mode(campaign: Campaign) -> Mode:
-    """Start whoever trains the trials."""
+def open_mode(campaign: Campaign, *, tenure: int | None = None) -> Mode:
+    """Start whoever trains the trials. `tenure`: as in `run_campaign`."""
     if campaign.mode == "shared":
         from ftray.estimate import measure_shape
         from ftray.model.base import own_precision
@@ -239,6 +291,7 @@ def open_mode(campaign: Campaign) -> Mode:
             folder=campaign.directory.trials,
             configurations=campaign.configurations,
             sampling_precision=own_precision(),
+            tenure=tenure,
         )
         return SharedBases(
             order,

@@ -24,6 +24,8 @@ from ftray.sweep.mode import BASE
 from ftray.sweep.place import most_slots, num_trainers
 from ftray.sweep.slot_state import export_adapter
 from ftray.sweep.trainer import TrainerOrder
+from ftray.sweep.trial_files import fetch_trial
+from ftray.train.checkpoint import folder_name
 from ftray.train.launch import cluster_nodes, own_secrets, worker_environment
 
 START_CPU = 2
@@ -58,6 +60,7 @@ class SharedBases:
         nodes = cluster_nodes()
         gpus = any(float(node.get("GPU", 0)) for node in nodes)
         self.directory = directory
+        self._place = order.loaded.place
         self.workers = num_trainers(sweep.workers, nodes, base=base, num_trials=num_trials)
         wanted = most_slots(sweep.slots, num_trials=num_trials, workers=self.workers, learns=learns)
         order = replace(order, slots=wanted, threads=None if gpus else 1)
@@ -98,9 +101,21 @@ class SharedBases:
             ray.wait(self._leaving, num_returns=len(self._leaving))
         self._leaving = []
 
+    def recall(self, trial_id: str) -> None:
+        """Fetch a trial's records: its trainer may be on another machine."""
+        if self._place.url is not None:
+            fetch_trial(self._place, self.directory.trial(trial_id))
+
     def export(self, trial_id: str, best_step: int) -> Path:
-        """Copy the adapter of a trial's best checkpoint."""
-        return export_adapter(RunDirectory(self.directory.trial(trial_id).root), best_step)
+        """Copy the adapter of a trial's best checkpoint, and publish it: its line in the ledger comes after it."""
+        trial = RunDirectory(self.directory.trial(trial_id).root)
+        mirror = self._place.mirror(trial.root)
+        if mirror.is_remote:
+            _asked({index: partial(one.publish.remote, trial_id) for index, one in enumerate(self.trainers)})
+            mirror.fetch(lambda name: name.startswith(f"checkpoints/{folder_name(best_step)}/"))
+        folder = export_adapter(trial, best_step)
+        mirror.publish(folder.name)
+        return folder
 
     def answer(self, folders: Mapping[str, Path], which: Sequence[str], *, with_base: bool) -> dict[str, Answers]:
         """Let all trainers answer at a time, the adapters shared out among them."""

@@ -16,7 +16,7 @@ from typing import IO, Any
 import torch
 
 from ftray.artifacts import RunDirectory, digest_of, wait_for_lock, write_json
-from ftray.campaign import Config
+from ftray.campaign import Config, TrialDirectory
 from ftray.errors import RunError
 from ftray.evaluate.metrics import estimate
 from ftray.evaluate.predict import Answers
@@ -29,12 +29,15 @@ from ftray.model.base import load_model, own_device, recompute_activations
 from ftray.model.forward import layout_for
 from ftray.observe import log, spans
 from ftray.sampling import Precision
+from ftray.storage.mirror import DRIVER, of_trial
+from ftray.storage.publisher import Publisher
 from ftray.sweep.computing import IDLE_SECONDS, Computing
 from ftray.sweep.configurations import Configurations
 from ftray.sweep.measure import fastest, measure
 from ftray.sweep.prefixes import shared_steps
 from ftray.sweep.slots import Rows, SharedBase
 from ftray.sweep.trial import TrialSpec
+from ftray.sweep.trial_files import fetch_adapter
 from ftray.sweep.trial_run import Result
 from ftray.sweep.tune_config import spec_of_config
 from ftray.train.memory import keep_freed_memory
@@ -65,6 +68,8 @@ class TrainerOrder:
     threads: int | None = None
     number: int = 0
     """Which of the campaign's trainers it is."""
+    tenure: int | None = None
+    """Of the command's lease, where the storage is a store: without it the trainer publishes no more."""
 
 
 class SharedBaseTrainer:
@@ -109,6 +114,9 @@ class SharedBaseTrainer:
         self._joining = threading.Lock()
         self._left: set[str] = set()
         self._locks: dict[str, IO[str]] = {}
+        campaign = order.loaded.place.mirror(order.folder.parent)
+        self._publisher = Publisher(lease=campaign.under(DRIVER, order.tenure))
+        """Of the trials that are in, where the storage is a store."""
 
     def _make_base(self, slots: int) -> SharedBase:
         job = self.order.loaded.job
@@ -121,8 +129,13 @@ class SharedBaseTrainer:
             layout=layout_for(self._model),
             tensorboard="tensorboard" in job.tracking,
         )
-        base.wants_base = self.order.base_record is not None and not self.order.base_record.exists()
+        base.wants_base = self._base_record is not None and not self._base_record.exists()
         return base
+
+    @property
+    def _base_record(self) -> Path | None:
+        record = self.order.base_record
+        return None if record is None else self.order.loaded.place.here(record)
 
     def _remake_base(self, slots: int) -> SharedBase:
         self._base.bank.detach()
@@ -182,15 +195,21 @@ class SharedBaseTrainer:
             shared = self._shared_steps(spec)
             if not (must or has_place or shared or spec.trial_id in self._base.runs):
                 return False
-            folder = RunDirectory(self.order.folder / spec.trial_id)
+            folder = self._folder(spec.trial_id)
             self._left.discard(spec.trial_id)
             self._computing.order(lambda: self._let_in(spec, folder, shared))
             return True
+
+    def _folder(self, trial_id: str) -> RunDirectory:
+        return RunDirectory(self.order.loaded.place.here(self.order.folder) / trial_id)
 
     def _let_in(self, spec: TrialSpec, folder: RunDirectory, shared: dict[str, int]) -> None:
         if spec.trial_id not in self._locks:
             folder.root.mkdir(parents=True, exist_ok=True)
             self._locks[spec.trial_id] = wait_for_lock(folder.worker_lock, seconds=ORPHAN_SECONDS)
+            mirror = self.order.loaded.place.mirror(folder.root)
+            mirror.fetch(of_trial)
+            self._publisher.add(mirror.shelf(of_trial))
         self._base.join(spec, folder, shared=shared)
 
     def _spec_of(self, config: Config) -> TrialSpec:
@@ -244,7 +263,12 @@ class SharedBaseTrainer:
         self._base.leave(trial_id)
         lock = self._locks.pop(trial_id, None)
         if lock is not None:
+            self._publisher.drop(self._folder(trial_id).root)
             lock.close()
+
+    def publish(self, trial_id: str) -> None:
+        """Publish now what a trial has written, where the storage is a store. Raises RunError when it refuses."""
+        self._publisher.flush(self._folder(trial_id).root)
 
     def state(self) -> dict[str, Any]:
         """Return what the campaign records of this trainer."""
@@ -289,6 +313,7 @@ class SharedBaseTrainer:
         self, adapters: dict[str, Path], tasks: list[Any], answers: dict[str, Answers], *, with_base: bool
     ) -> None:
         base, names = self._base, list(adapters)
+        adapters = {name: self._adapter(folder) for name, folder in adapters.items()}
         for trial_id in list(base.runs):
             self._let_go(trial_id)
         first = 0
@@ -304,6 +329,14 @@ class SharedBaseTrainer:
                 base.bank.leave(slot)
             first += len(some)
             with_base = False
+
+    def _adapter(self, folder: Path) -> Path:
+        """Return an adapter's folder on this machine; the campaign's may be another."""
+        place = self.order.loaded.place
+        here = place.here(folder)
+        if place.url is not None:
+            fetch_adapter(place, TrialDirectory(here.parent))
+        return here
 
     def _tasks(self, kind: str) -> list[Any]:
         final: FinalTasks = self._final
@@ -324,11 +357,13 @@ class SharedBaseTrainer:
 
     def _write_base(self) -> None:
         """Write what the base is worth on the validation rows, once it has been asked."""
-        record, answers = self.order.base_record, self._base.base_answers
+        record, answers, place = self._base_record, self._base.base_answers, self.order.loaded.place
         if record is None or answers is None or record.exists():
             return
         value = estimate(self._base.metric, answers).to_record()
+        record.parent.mkdir(parents=True, exist_ok=True)
         write_json(record, {"schema": "ftray/base/1", "validation": value, "n": len(answers)})
+        place.mirror(record.parent).publish(record.name)
 
     def end(self) -> None:
         """Stop computing; what is in a checkpoint stays."""

@@ -57,6 +57,9 @@ class TrialTrainers:
         """Give back what stopped trials hold."""
         self._reaper.reap()
 
+    def recall(self, trial_id: str) -> None:
+        """Do nothing: trials are trained where all of them can be read."""
+
     def export(self, trial_id: str, best_step: int) -> Path:
         """Keep the model of a trial's best checkpoint."""
         trial = self._campaign.directory.trial(trial_id)
@@ -65,6 +68,7 @@ class TrialTrainers:
             trial, job=job, run_id=self._trials.run_id(trial_id), higher_is_better=self._campaign.higher_is_better
         )
         assert best is not None, "a trial with a value has its checkpoint"
+        self._campaign.loaded.place.mirror(trial.root).publish(trial.adapter.name)
         return trial.adapter
 
     def answer(self, folders: Mapping[str, Path], which: Sequence[str], *, with_base: bool) -> dict[str, Answers]:

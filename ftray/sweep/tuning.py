@@ -24,6 +24,7 @@ from ftray.sweep.search import Planned, make_searcher
 from ftray.sweep.spent import Spent
 from ftray.sweep.stoppers import EarlyStopper, NonFinite, budget_stopper
 from ftray.sweep.trial import TrialSpec
+from ftray.sweep.trial_files import fetch_trials
 from ftray.sweep.tune_config import SEED
 
 CLIENT_FAILURES = 3
@@ -173,6 +174,8 @@ class Search:
     def _unfinished(self, role: Literal["search", "seed"]) -> dict[str, TrialSpec]:
         """Return the trials that have begun and not ended, by trial_id."""
         found = {}
+        if self.campaign.mode == "shared":
+            fetch_trials(self.campaign.loaded.place, self.campaign.directory)
         for path in sorted(self.campaign.directory.trials.glob("*/trial.json")):
             record = read_json(path)
             is_search = record["seed"] == self.campaign.loaded.job.seed

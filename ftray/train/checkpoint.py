@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ftray.artifacts import MANIFEST as MANIFEST
 from ftray.artifacts import digest_file, read_json, write_json
 from ftray.errors import InputError, RunError
 from ftray.model.lora import CONFIG_FILE, WEIGHTS_FILE, disk_name, save_adapter_config
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-MANIFEST = "manifest.json"
 STATE = "state.json"
 INDEX = "model.safetensors.index.json"
 SCHEMA = "ftray/checkpoint/1"

@@ -7,6 +7,7 @@ its reports are paced by a controller poll of seconds.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -20,9 +21,11 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from ftray.artifacts import read_json, write_json
+from ftray.artifacts import write_json
 from ftray.errors import FAILURE_KINDS, OUT_OF_MEMORY_HINT, FtrayError, InputError, RunError, is_out_of_memory
 from ftray.observe import spans
+from ftray.storage.mirror import Mirror
+from ftray.storage.place import Place
 from ftray.train.memory import MALLOC_ENVIRONMENT
 from ftray.train.plan import Plan
 from ftray.train.secrecy import Secrets, is_secret, secret_names
@@ -35,6 +38,14 @@ START_SECONDS = 20
 MOST_WAITS = 90
 """How often it is asked to: an hour in all, for the node that takes a lost one's place, or for others' jobs to end."""
 PASSED_ON = {
+    "AWS_ACCESS_KEY_ID",
+    "AWS_CA_BUNDLE",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
     "CXX",
     "FTRAY_LOG",
     "GOMP_SPINCOUNT",
@@ -47,7 +58,7 @@ PASSED_ON = {
 }
 PASSED_PREFIXES = ("MLFLOW_", "OTEL_", "WANDB_")
 """Environment of the driver that workers get, wherever they are: where models, modules and services are, how
-threads wait."""
+threads wait. Not the keys of a store: what is passed on can be listed."""
 Worker = Callable[[dict[str, Any]], dict[str, Any]]
 Resources = Mapping[str, float]
 """What a node has, by Ray's names: CPU, GPU."""
@@ -96,6 +107,11 @@ def _gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def is_connected() -> bool:
+    """Return whether this process has a Ray, its own or a cluster's."""
+    return bool(ray.is_initialized())
 
 
 def cluster_nodes() -> list[Resources]:
@@ -177,20 +193,23 @@ def launch(
     *,
     plan: Plan,
     run: Path,
+    place: Place | None = None,
     passed: Mapping[str, str] | None = None,
     secrets: Secrets | None = None,
     trainer_class: type = TorchTrainer,
 ) -> dict[str, Any]:
     """Run `worker(payload)` on every worker; return rank 0's small dict.
 
+    `run`: the run's folder; `place`: the storage it is in, where that is no folder that all workers reach.
     `passed`, `secrets`: environment that workers get, where that of this process is not the user's; as `passed_on` and
     `own_secrets` give it.
     Raises the FtrayError a worker raised, or RunError `node` when workers were lost more often than allowed.
     """
     started_here = connect()
     require_resources(plan, cluster_nodes(), "the Ray cluster")
-    note = run / ERROR_NOTE
-    note.unlink(missing_ok=True)
+    place = place or Place(str(run.parent))
+    mirror = place.mirror(run)
+    mirror.remove(ERROR_NOTE)
     # The stubs that ray.train exports are those of its first version; at run time these are the second's.
     train: Any = ray.train
     trainer: Any = cast("Any", trainer_class)(
@@ -198,7 +217,8 @@ def launch(
         train_loop_config={
             "worker": worker,
             "payload": payload,
-            "note": str(note),
+            "place": place,
+            "run": run,
             "secrets": secrets or own_secrets(),
         },
         torch_config=NodeAddresses(backend="nccl" if plan.gpus_per_worker else "gloo"),
@@ -220,7 +240,7 @@ def launch(
         # Ray Train takes Ctrl-C for itself and ends the process with exit code 0, as if the run had been finished.
         raise KeyboardInterrupt from error
     except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
-        raise (_noted(note) if note.exists() else _cause(error)) from error
+        raise (_noted(mirror) or _cause(error)) from error
     finally:
         if started_here:
             ray.shutdown()
@@ -304,23 +324,28 @@ def _run_worker(config: dict[str, Any]) -> dict[str, Any] | FtrayError | None:
     """
     context = ray.train.get_context()
     config["secrets"].set()
-    note = Path(config["note"])
-    if note.exists():
-        return _noted(note)
+    mirror = config["place"].mirror(config["run"])
+    if (noted := _noted(mirror)) is not None:
+        return noted
     payload = {**config["payload"], "told": context.get_world_size()}
     try:
         outcome = config["worker"](payload)
     except FtrayError as error:
         if context.get_world_size() == 1:
             return error
-        write_json(note, error.to_record())
+        mirror.folder.mkdir(parents=True, exist_ok=True)
+        write_json(mirror.folder / ERROR_NOTE, error.to_record())
+        mirror.publish(ERROR_NOTE)
         raise
     return outcome if context.get_world_rank() == 0 else None
 
 
-def _noted(note: Path) -> RunError:
+def _noted(mirror: Mirror) -> RunError | None:
     """Return the error a worker noted."""
-    record = read_json(note)
+    content = mirror.read(ERROR_NOTE)
+    if content is None:
+        return None
+    record = json.loads(content)
     kind = record["kind"] if record["kind"] in FAILURE_KINDS else "data"
     return RunError(record["message"], kind=kind, given=record["given"], hint=record["hint"])
 

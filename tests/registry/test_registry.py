@@ -332,8 +332,8 @@ def test_a_store_that_looks_before_it_creates_is_refused(tmp_path: Path) -> None
     assert list((tmp_path / "objects").iterdir()) == []
 
 
-@pytest.mark.parametrize("url", ["nothing://a/b", "s3://bucket/registry"])
-def test_a_url_that_nothing_opens_is_bad_input(url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("url", "kind"), [("nothing://a/b", "bad_store"), ("s3://bucket/registry", "missing_package")])
+def test_a_url_that_nothing_opens_is_bad_input(url: str, kind: str, tmp_path: Path) -> None:
     pytest.importorskip("fsspec")
     if url.startswith("s3"):
         try:
@@ -344,7 +344,7 @@ def test_a_url_that_nothing_opens_is_bad_input(url: str, tmp_path: Path) -> None
             pytest.skip("s3fs is installed")
     with pytest.raises(InputError) as refused:
         open_registry(tmp_path, url)
-    assert refused.value.kind == "bad_store"
+    assert refused.value.kind == kind
 
 
 def test_where_the_registry_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

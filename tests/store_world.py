@@ -1,0 +1,81 @@
+"""A store that speaks S3 on this machine's loopback, and working copies of it as on several machines."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from moto.server import ThreadedMotoServer
+
+from ftray.storage.objects import Objects
+from ftray.storage.place import Place
+
+BUCKET = "bucket"
+KEYS = {"AWS_ACCESS_KEY_ID": "key-of-the-tests", "AWS_SECRET_ACCESS_KEY": "secret-of-the-tests"}
+
+
+@dataclass(frozen=True)
+class Store:
+    """A running store."""
+
+    endpoint: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process needs to reach it."""
+        return {**KEYS, "AWS_ENDPOINT_URL": self.endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
+
+    def new_url(self) -> str:
+        """Return a place in it that nobody has used."""
+        return f"s3://{BUCKET}/{secrets.token_hex(6)}/runs"
+
+
+@contextlib.contextmanager
+def running_store() -> Iterator[Store]:
+    """Run a store with one bucket; this process and those it starts speak to it."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    store = Store(f"http://{host}:{port}")
+    with mock.patch.dict(os.environ, store.environment):
+        import fsspec
+
+        fsspec.filesystem("s3").mkdir(BUCKET)
+        try:
+            yield store
+        finally:
+            server.stop()
+
+
+@contextlib.contextmanager
+def on_machine(cache: Path, **more: str) -> Iterator[None]:
+    """Work as on a machine of its own: with a working copy of its own."""
+    with mock.patch.dict(os.environ, {"FTRAY_CACHE": str(cache), **more}):
+        yield
+
+
+def objects_of(url: str) -> Objects:
+    return Objects(url)
+
+
+def names(url: str) -> set[str]:
+    """Return the objects of a place."""
+    return set(Objects(url).find())
+
+
+def place_of(url: str) -> Place:
+    return Place(url)
+
+
+def without_times(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record of what was done, without what differs from one time to the next."""
+    varying = {"seconds", "started_at", "ended_at", "tokens_per_second", "peak_memory_bytes", "path", "url", "adapter"}
+    return {key: value for key, value in record.items() if key not in varying}
