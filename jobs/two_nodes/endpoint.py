@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,9 @@ def service_config(job: Path, storage: Path, *, port: int) -> dict[str, Any]:
 
 def served_job(trained: Path, keys: Path) -> dict[str, Any]:
     """Return the job that was trained, with the `serve` section of the manifests; SQLite takes PostgreSQL's place."""
-    job: dict[str, Any] = yaml.safe_load(trained.read_text(encoding="utf-8"))
+    # As on a volume that all nodes mount: they know no variable of the laptop's.
+    text = trained.read_text(encoding="utf-8").replace("${FTRAY_SHARED}", os.environ["FTRAY_SHARED"])
+    job: dict[str, Any] = yaml.safe_load(text)
     (manifest,) = yaml.safe_load_all((MANIFESTS / "job.yaml").read_text(encoding="utf-8"))
     serve = yaml.safe_load(manifest["data"]["job.yaml"])["serve"]
     job["serve"] = {**serve, "keys_file": str(keys), "store": "sqlite"}
@@ -37,7 +41,8 @@ def served_job(trained: Path, keys: Path) -> dict[str, Any]:
 
 def show_endpoint(trained: Path, folder: Path, storage: Path, cluster: Cluster, record: Record) -> None:
     """Deploy it, ask it without a key, and with one."""
-    folder.mkdir(exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     keys, job, config = folder / "keys.json", folder / "job.yaml", folder / "serve.yaml"
     made = cluster.ftray("keys", "add", "evaluators", "--scope", "infer", "--file", str(keys), "--json")
     key = made.document["key"]
