@@ -6,16 +6,14 @@ import contextlib
 import logging
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 from moto.server import ThreadedMotoServer
 
 from ftray.storage.objects import Objects
-from ftray.storage.place import Place
 
 BUCKET = "bucket"
 KEYS = {"AWS_ACCESS_KEY_ID": "key-of-the-tests", "AWS_SECRET_ACCESS_KEY": "secret-of-the-tests"}
@@ -62,20 +60,6 @@ def on_machine(cache: Path, **more: str) -> Iterator[None]:
         yield
 
 
-def objects_of(url: str) -> Objects:
-    return Objects(url)
-
-
 def names(url: str) -> set[str]:
     """Return the objects of a place."""
     return set(Objects(url).find())
-
-
-def place_of(url: str) -> Place:
-    return Place(url)
-
-
-def without_times(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record of what was done, without what differs from one time to the next."""
-    varying = {"seconds", "started_at", "ended_at", "tokens_per_second", "peak_memory_bytes", "path", "url", "adapter"}
-    return {key: value for key, value in record.items() if key not in varying}
