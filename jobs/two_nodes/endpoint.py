@@ -71,11 +71,13 @@ def show_endpoint(trained: Path, folder: Path, storage: Path, cluster: Cluster, 
     record.step("ask which models there are", models, ", ".join(names))
     base = names[0].partition(":")[0]
     for model in (base, f"{base}:{yaml.safe_load(job.read_text())['name']}"):
-        body = {"model": model, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 12, "temperature": 0}
+        # stories3M has no chat template: what it was trained on is asked as it stands.
+        body = {"model": model, "prompt": QUESTION, "max_tokens": 12, "temperature": 0}
         asked = get(
-            "/v1/chat/completions", *header, "--header", "Content-Type: application/json", "--data", json.dumps(body)
+            "/v1/completions", *header, "--header", "Content-Type: application/json", "--data", json.dumps(body)
         )
-        text = asked.document["choices"][0]["message"]["content"].strip()
+        record.require("choices" in asked.document, f"{model} answers", asked.document)
+        text = asked.document["choices"][0]["text"].strip()
         record.step(f"ask {model} one question", asked, repr(text))
         record.figures[model] = text
     record.require(text == ANSWER, "the adapter answers as it was taught", text)
