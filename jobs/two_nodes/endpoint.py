@@ -75,7 +75,10 @@ def show_endpoint(trained: Path, folder: Path, storage: Path, cluster: Cluster, 
     kind = ("--header", "Content-Type: application/json")
     words = {"max_tokens": 12, "temperature": 0}
     body = json.dumps({"model": base, "prompt": QUESTION, **words})
-    asked = get("/v1/completions", *header, *kind, "--data", body)
+    question = ("/v1/completions", *header, *kind, "--data", body)
+    # The API is there before the engines are: they load base and adapters.
+    until(lambda: get(*question, "--fail").exit_code == 0, "engines that answer", seconds=START_SECONDS)
+    asked = get(*question)
     record.require("choices" in asked.document, "the base answers", asked.document)
     text = asked.document["choices"][0]["text"].strip()
     record.step("ask the base one question", asked, repr(text))
