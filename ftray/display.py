@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ftray.artifacts import read_json
-from ftray.observe.log import LEVELS, JsonLog, is_json
+from ftray.observe.log import LEVELS, JsonLog, bind, is_json
 from ftray.summary import duration, shown
 
 if TYPE_CHECKING:
@@ -171,7 +171,10 @@ class JsonLines:
     def on_plan(self, prepared: Prepared) -> None:
         """Show what is about to run."""
         self._course.total = prepared.plan.total_steps
-        self._log.bind(run=prepared.run_id[:12], job=read_json(prepared.run.job)["job"]["name"])
+        known = {"run": prepared.run_id[:12], "job": read_json(prepared.run.job)["job"]["name"]}
+        self._log.bind(**known)
+        # What ends the command says so, too.
+        bind(**known)
         for line in plan_lines(prepared):
             self.say(line)
 

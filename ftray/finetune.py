@@ -344,8 +344,12 @@ def train_and_evaluate(
     except KeyboardInterrupt as error:
         outcome = failed_outcome("interrupted", None)
         result = result_record(loaded, prepared, outcome, started_at, started)
+        write_json(prepared.run.result, result)
         with contextlib.suppress(RunError):
-            write_result(loaded.place.mirror(prepared.run.root), prepared.run, result)
+            if lease is not None:
+                # Another machine may have taken the run over: the result in the store is its.
+                lease.verify()
+            loaded.place.mirror(prepared.run.root).publish(prepared.run.result.name)
         raise Interrupted(
             f"interrupted; {prepared.run.root} keeps its checkpoints",
             kind="interrupted",

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ftray.errors import FtrayError, InputError, Interrupted
-from ftray.observe.log import JsonLog, is_json
+from ftray.observe.log import fail, is_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,7 +18,7 @@ LONGEST = 480
 def complain(error: FtrayError) -> None:
     """Print the error on standard error."""
     if wants_json():
-        JsonLog().error(error)
+        fail(error)
         return
     from rich.console import Console
 

@@ -1,7 +1,8 @@
-"""Log lines for machines: with FTRAY_LOG=json every process writes JSON objects on standard error, and nothing else.
+"""Log lines for machines: with FTRAY_LOG=json every process of ftray writes JSON objects on standard error.
 
-Each line has time, level, message, host and pid, and, as far as they are known, job, run (or sweep), trial, worker and
-step. The command writes what people would read; workers and trainers write what only they know, to Ray's logs.
+Each line has time, level, message, event, host and pid, and, as far as they are known, job, run (or sweep), trial,
+worker and step. The command writes what people would read; workers and trainers write what only they know, to the logs
+of Ray's session.
 """
 
 from __future__ import annotations
@@ -66,10 +67,11 @@ class JsonLog:
         record = error.to_record()
         record.pop("schema")
         level: Level = "warning" if isinstance(error, Interrupted) else "error"
-        self.write(record.pop("message"), level=level, **record)
+        self.write(record.pop("message"), level=level, event="error", **record)
 
 
 _own = JsonLog()
+_is_worker = False
 
 
 def bind(**context: Any) -> None:
@@ -77,7 +79,18 @@ def bind(**context: Any) -> None:
     _own.bind(**context)
 
 
+def in_worker() -> None:
+    """Say that this process is Ray's, and what it does is seen by nobody else. A command's own display says it all."""
+    global _is_worker
+    _is_worker = True
+
+
+def fail(error: FtrayError) -> None:
+    """Write what ended this process's work, with what it worked for."""
+    _own.error(error)
+
+
 def say(message: str, *, level: Level = "info", **fields: Any) -> None:
-    """Write a line of this process; nothing where lines are for people."""
-    if is_json():
+    """Write a line of a worker; nothing where lines are for people."""
+    if _is_worker and is_json():
         _own.write(message, level=level, **fields)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -23,7 +24,7 @@ EXPORTERS = ("otlp", "console", "none")
 OTLP_PACKAGE = "opentelemetry.exporter.otlp.proto.http"
 PARENT = "TRACEPARENT"
 SERVICE = "ftray"
-FLUSH_MILLISECONDS = 3000
+FLUSH_SECONDS = 3.0
 """How long a process that ends waits for its spans to be taken: a collector that is down delays nobody for longer."""
 
 Attribute = str | int | float | bool
@@ -90,7 +91,7 @@ class _Recorded:
         self._manager.__exit__(kind, error, trace)
         if self._is_root:
             # Workers are killed when they have returned: what waits to be sent would be lost.
-            _provider().force_flush(FLUSH_MILLISECONDS)
+            _flush()
 
     def set(self, **attributes: Attribute | None) -> None:
         for name, value in _named(attributes):
@@ -204,6 +205,13 @@ def _context_of(parent: str | None) -> Any:
 
 def _tracer() -> Any:
     return _provider().get_tracer(SERVICE)
+
+
+def _flush() -> None:
+    """Send what is left. In a thread: the exporter has its own idea of how long a dead collector is worth."""
+    sending = threading.Thread(target=_provider().force_flush, daemon=True)
+    sending.start()
+    sending.join(FLUSH_SECONDS)
 
 
 @cache

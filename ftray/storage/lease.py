@@ -31,6 +31,7 @@ from ftray.storage.objects import Objects, encoded
 LEASE_SECONDS = 30.0
 RENEW_SECONDS = 5.0
 WATCH_SECONDS = 0.5
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 LEEWAY_SECONDS = 30.0
 _TENURE = re.compile(r"(\d{8})\.json$")
 
@@ -227,7 +228,10 @@ def hold(objects: Objects, name: str, *, what: str, machine: str) -> Iterator[Le
 
 
 def machine_id(cache: Path) -> str:
-    """Return what tells this machine's working copies from others': made once, with the cache."""
+    """Return what tells this machine's working copies from others': made once, with the cache, and what runs now.
+
+    An image of a machine has its cache, too; a machine that was started anew waits as another one would.
+    """
     file = cache / "machine"
     if not file.is_file():
         cache.mkdir(parents=True, exist_ok=True)
@@ -236,7 +240,8 @@ def machine_id(cache: Path) -> str:
         with contextlib.suppress(FileExistsError):
             os.link(part, file)
         part.unlink()
-    return file.read_text(encoding="utf-8").strip()
+    boot = BOOT_ID.read_text(encoding="utf-8").strip() if BOOT_ID.exists() else ""
+    return f"{file.read_text(encoding='utf-8').strip()} {boot}".strip()
 
 
 def is_leased(folder: Path, *, leeway: float = LEEWAY_SECONDS) -> bool:

@@ -154,15 +154,15 @@ class Publisher:
         while not self._done.wait(self._every):
             try:
                 self._push(self.shelves)
-                self._failing_since = None
+                self._failing_since = self._failure = None
             except LeaseLost as error:
                 self._failure = error
                 return
             except RunError as error:
                 since = self._failing_since = self._failing_since or time.monotonic()
                 if time.monotonic() - since > self._patience:
+                    # Whoever does not watch, a campaign, goes on, and so does this when the store answers again.
                     self._failure = self._lost(error)
-                    return
 
     def _push(self, shelves: Sequence[Shelf]) -> None:
         with self._pushing:
@@ -192,7 +192,8 @@ class Publisher:
 
     def flush(self, folder: Path | None = None) -> None:
         """Publish everything, or one of the folders, now. Raises RunError `communication` where it cannot be."""
-        self.require()
+        if isinstance(self._failure, LeaseLost):
+            raise self._failure
         self._insist([shelf for shelf in self.shelves if folder in (None, shelf.folder)])
 
     def _insist(self, shelves: Sequence[Shelf]) -> None:

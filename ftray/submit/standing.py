@@ -66,7 +66,7 @@ def _folder(submission: Submission, there: str, mounted: str | None) -> Path:
 
 def says_how_far(name: str) -> bool:
     """Return whether a file of a run or campaign is read to say how far it is."""
-    return is_brief(name) or name in ("plan.json", "trials.jsonl")
+    return is_brief(name) or name in ("plan.json", "trials.jsonl") or name.endswith("/metrics.jsonl")
 
 
 def progress(cluster: Cluster, submission: Submission, folder: Path | None) -> Progress:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftray.observe import log
 from ftray.space import Value
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ class TrainerActor:
 
     def __init__(self, order: TrainerOrder, secrets: Secrets) -> None:
         secrets.set()
+        log.in_worker()
         from ftray.sweep.trainer import SharedBaseTrainer
 
         self._trainer = SharedBaseTrainer(order)

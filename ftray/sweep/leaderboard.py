@@ -22,7 +22,7 @@ from rich.text import Text
 
 from ftray.campaign import Config, TrialResult
 from ftray.evaluate.config import LOWER_IS_BETTER
-from ftray.observe.log import JsonLog, is_json
+from ftray.observe.log import JsonLog, bind, is_json
 from ftray.summary import duration, setting, shown
 
 RUNNING = "running"
@@ -194,7 +194,10 @@ class JsonBoard:
     def on_plan(self, plan: Mapping[str, Any]) -> None:
         """Show what is about to run."""
         self._standing.total = plan["trials"]
-        self._log.bind(job=plan["name"], sweep=str(plan["sweep_id"])[:12])
+        known = {"job": plan["name"], "sweep": str(plan["sweep_id"])[:12]}
+        self._log.bind(**known)
+        # What ends the command says so, too.
+        bind(**known)
         for line in plan_lines(plan):
             self.say(line)
 

@@ -26,7 +26,7 @@ from ftray.errors import FtrayError, RunError
 from ftray.evaluate.config import LOWER_IS_BETTER
 from ftray.follow import Tail
 from ftray.job import LoadedJob
-from ftray.observe import spans
+from ftray.observe import log, spans
 from ftray.sampling import Precision
 from ftray.storage.mirror import Mirror, of_trial
 from ftray.sweep.mode import require_trial_workers
@@ -267,6 +267,7 @@ def run_trial_worker(payload: dict[str, Any]) -> dict[str, Any]:
     order: WorkOrder = payload["order"]
     if ray.train.get_context().get_world_rank() == 0:
         note_group(payload["groups"], payload["tune_id"])
+    log.bind(trial=order.run.name)
     return work_without_verdict(order, told=payload["told"], display=Pace(order.run / TOLD))
 
 

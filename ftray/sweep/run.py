@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from ftray import __version__
 from ftray.artifacts import digest_of, now, read_json, require_writable, run_lock, write_json
-from ftray.campaign import Config, SweepDirectory
+from ftray.campaign import Config, Ledger, SweepDirectory
 from ftray.errors import InputError, Interrupted, RunError
 from ftray.finetune import require_registrable, require_workers, sample_replay
 from ftray.job import LoadedJob, evaluate_digest
@@ -205,7 +205,11 @@ def run_campaign(campaign: Campaign, display: Display, *, began: float, tenure: 
     try:
         mode = open_mode(campaign, tenure=tenure)
         spent.start_trainers(mode.workers)
-        searched = Search(campaign, mode, [display, measures_of(campaign)], spent)
+        measures = measures_of(campaign)
+        for result in Ledger(campaign.directory.ledger).results():
+            # An earlier attempt's: a campaign that goes on does not begin at nothing.
+            measures.on_end(result)
+        searched = Search(campaign, mode, [display, measures], spent)
         with spans.span("search", trials=campaign.num_trials, mode=campaign.mode, workers=mode.workers):
             searched.run()
         with spans.span("conclude"):

@@ -23,7 +23,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from ftray.artifacts import write_json
 from ftray.errors import FAILURE_KINDS, OUT_OF_MEMORY_HINT, FtrayError, InputError, RunError, is_out_of_memory
-from ftray.observe import spans
+from ftray.observe import log, spans
 from ftray.storage.mirror import Mirror
 from ftray.storage.place import Place
 from ftray.train.memory import MALLOC_ENVIRONMENT
@@ -324,6 +324,7 @@ def _run_worker(config: dict[str, Any]) -> dict[str, Any] | FtrayError | None:
     """
     context = ray.train.get_context()
     config["secrets"].set()
+    log.in_worker()
     mirror = config["place"].mirror(config["run"])
     if (noted := _noted(mirror)) is not None:
         return noted

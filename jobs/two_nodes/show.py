@@ -137,7 +137,7 @@ def aliases(work: Path, storage: Path, cluster: Cluster) -> dict[str, str]:
     sets = {
         " ".join(f"--set '{one}'" if "[" in one else f"--set {one}" for one in of): name for name, of in names.items()
     }
-    return {**sets, str(storage): "/storage", str(work): "/work", f"{cluster.token}": "..."}
+    return {**sets, str(storage): "/storage", str(work): "$WORK", f"{cluster.token}": "..."}
 
 
 def read_results(file: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,7 +47,7 @@ def test_errors_are_lines(as_json: None, capfd: pytest.CaptureFixture[str]) -> N
     result = CliRunner().invoke(app, ["train", "/nowhere/job.yaml"])
     assert result.exit_code == 2
     (line,) = lines(result.stderr)
-    assert (line["level"], line["exit_code"]) == ("error", 2)
+    assert (line["level"], line["exit_code"], line["event"]) == ("error", 2, "error")
     assert line["hint"]
     stream = io.StringIO()
     log.JsonLog(stream).error(Interrupted("interrupted", kind="interrupted"))
@@ -112,9 +111,12 @@ def test_a_campaigns_lines_name_their_trial(as_json: None, capsys: pytest.Captur
 
 
 def test_workers_say_what_only_they_know(
-    as_json: None, families: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    as_json: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     log.bind(run="r", worker=1)
+    log.say("a command's own display says this")
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr(log, "_is_worker", True)
     log.say("has done its work", event="done", step=3)
     (line,) = lines(capfd.readouterr().err)
     assert (line["run"], line["worker"], line["step"], line["event"]) == ("r", 1, 3, "done")
