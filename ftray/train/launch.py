@@ -7,6 +7,7 @@ its reports are paced by a controller poll of seconds.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -271,6 +272,8 @@ def _fit(trainer: Any, *, retries: int) -> Any:
                 raise
             else:
                 retries -= 1
+        # The error had the handle of a controller that has ended; Ray keeps its places while somebody has that.
+        gc.collect()
 
 
 def _has_no_room(text: str) -> bool:
