@@ -6,7 +6,7 @@ A display is fed the lines of metrics.jsonl, by whichever thread reads them.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,7 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ftray.artifacts import read_json
-from ftray.observe.log import LEVELS, JsonLog, bind, is_json
+from ftray.observe.countdown import Countdown
+from ftray.observe.log import LEVELS, PROCESS, is_json
 from ftray.summary import duration, shown
 
 if TYPE_CHECKING:
@@ -50,37 +51,22 @@ class Display(Protocol):
 
 
 @dataclass(slots=True)
-class Course:
-    """How far a training is, from the lines it has logged."""
+class Course(Countdown):
+    """How far a training is, and its last numbers."""
 
     metric: str
-    total: int = 0
-    step: int = 0
-    first_step: int | None = None
-    first_time: float = 0.0
     logged: dict[str, float] = field(default_factory=dict)
     validation: dict[str, float] = field(default_factory=dict)
     base_value: float | None = None
 
-    def take(self, line: dict[str, Any], now: float) -> None:
+    def take(self, line: Mapping[str, Any], now: float) -> None:
         """Note a line."""
-        # Another attempt has another pace; a spike of the loss changes none.
-        if self.first_step is None or (line["kind"] == "event" and line["event"] != "loss_spike"):
-            self.first_step, self.first_time = line["step"], now
-        self.step = line["step"]
+        Countdown.take(self, line, now)
         if line["kind"] == "step":
             self.logged = {name: line[key] for key, name in NAMES.items() if line.get(key) is not None}
         elif line["kind"] == "evaluation":
             self.validation = {key: line[key] for key in ("val/loss", "val/accuracy") if line.get(key) is not None}
             self.base_value = line.get("val/base_accuracy", self.base_value)
-
-    def seconds_left(self, now: float) -> float | None:
-        """Return the time the remaining steps take at the pace so far; None before there is one."""
-        done = self.step - (self.first_step or 0)
-        if self.first_step is None or done <= 0 or not self.total:
-            return None
-        # While a step is under way the estimate falls with the clock, not in jumps at every log line.
-        return max(0.0, (now - self.first_time) / done * (self.total - self.step))
 
     def numbers(self) -> list[str]:
         """Return the last logged numbers, named."""
@@ -101,13 +87,25 @@ def _number(name: str, value: float) -> str:
     return f"{value:.2e}" if name == "learning rate" else f"{value:.4g}"
 
 
+@dataclass(slots=True)
+class Tenths:
+    """Which tenth of some work is done: lines are for those."""
+
+    last: int = 0
+
+    def passed(self, done: int, total: int) -> bool:
+        """Return whether it is another one than the last time."""
+        before, self.last = self.last, 10 * done // max(1, total)
+        return self.last != before
+
+
 class PlainLines:
     """One line per log line, evaluation and event."""
 
     def __init__(self, console: Console, metric: str) -> None:
         self._console = console
         self._course = Course(metric)
-        self._last_tenth = 0
+        self._tenths = Tenths()
 
     def __call__(self, line: dict[str, Any]) -> None:
         """Show a line of metrics.jsonl."""
@@ -135,9 +133,7 @@ class PlainLines:
 
     def advance(self, done: int, total: int, detail: str = "") -> None:
         """Show how far work other than training is."""
-        tenth = 10 * done // max(1, total)
-        if tenth != self._last_tenth:
-            self._last_tenth = tenth
+        if self._tenths.passed(done, total):
             self.say(f"{done}/{total}  {detail}".rstrip())
 
 
@@ -145,9 +141,8 @@ class JsonLines:
     """A JSON object for each log line, evaluation and event: those that rank 0 reports."""
 
     def __init__(self, metric: str) -> None:
-        self._log = JsonLog(worker=0)
         self._course = Course(metric)
-        self._last_tenth = 0
+        self._tenths = Tenths()
 
     def __call__(self, line: dict[str, Any]) -> None:
         """Show a line of metrics.jsonl."""
@@ -156,10 +151,11 @@ class JsonLines:
         event = str(line.get("event", line["kind"]))
         # Lists are for reports; a log has the newest number.
         numbers = {key: value for key, value in line.items() if "/" in key and not isinstance(value, list)}
-        self._log.write(
+        PROCESS.write(
             str(line.get("message", line.get("event", line["kind"]))),
             level=LEVELS.get(event, "info"),
             event=event.split()[0],
+            worker=0,
             step=line["step"],
             total_steps=self._course.total or None,
             epoch=line["epoch"],
@@ -171,23 +167,18 @@ class JsonLines:
     def on_plan(self, prepared: Prepared) -> None:
         """Show what is about to run."""
         self._course.total = prepared.plan.total_steps
-        known = {"run": prepared.run_id[:12], "job": read_json(prepared.run.job)["job"]["name"]}
-        self._log.bind(**known)
-        # What ends the command says so, too.
-        bind(**known)
+        PROCESS.bind(run=prepared.run_id[:12], job=read_json(prepared.run.job)["job"]["name"])
         for line in plan_lines(prepared):
             self.say(line)
 
     def say(self, text: str) -> None:
         """Show what happens now."""
-        self._log.write(text, event="note")
+        PROCESS.write(text, event="note")
 
     def advance(self, done: int, total: int, detail: str = "") -> None:
         """Show how far work other than training is."""
-        tenth = 10 * done // max(1, total)
-        if tenth != self._last_tenth:
-            self._last_tenth = tenth
-            self._log.write(detail, event="progress", done=done, total=total)
+        if self._tenths.passed(done, total):
+            PROCESS.write(detail, event="progress", done=done, total=total)
 
 
 class LiveView:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,3 +183,13 @@ def wait_until_it_answers(ray: LiveRay, process: subprocess.Popen[bytes]) -> Non
         assert process.poll() is None, (ray.folder / "head.log").read_text()
         time.sleep(0.3)
     raise AssertionError(f"no job server after 90 s: {(ray.folder / 'head.log').read_text()}")
+
+
+def until(said: Callable[[], Any], what: str, seconds: float = 90) -> Any:
+    """Return what is said as soon as something is."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := said():
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"not within {seconds} s: {what}")

@@ -18,6 +18,8 @@ class Plain:
     def say(self, text: str) -> None:
         self._write("say", text)
 
+    def remember(self, trial: Any) -> None: ...
+
     def on_plan(self, plan: dict[str, Any]) -> None:
         self._write("plan", plan["mode"])
 

@@ -60,6 +60,7 @@ RAY_FILES = {
     "sweep/shared.py",
     "sweep/stoppers.py",
     "sweep/tuning.py",
+    "train/groups.py",
     "train/launch.py",
     "work.py",
 }

@@ -18,7 +18,7 @@ from ftray.cli.training import Attempt, Fresh, new_attempt
 from ftray.errors import InputError, Interrupted
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
     from ftray.submit.client import Cluster
     from ftray.submit.request import Request
@@ -296,7 +296,9 @@ def status(
             return stand_all(cluster, mounted=storage)
         return stand(cluster, _submission(which, cluster), mounted=storage)
 
-    render = render_all if which is None else render_one
+    def render(record: Mapping[str, Any], width: int) -> RenderableType:
+        return render_all(record, width) if which is None else render_one(record)
+
     if watch:
         if json:
             raise InputError(

@@ -70,13 +70,14 @@ class JsonLog:
         self.write(record.pop("message"), level=level, event="error", **record)
 
 
-_own = JsonLog()
+PROCESS = JsonLog()
+"""The log of this process."""
 _is_worker = False
 
 
 def bind(**context: Any) -> None:
     """Say what this process works for: run, worker and the like are in all its lines from now on."""
-    _own.bind(**context)
+    PROCESS.bind(**context)
 
 
 def in_worker() -> None:
@@ -87,10 +88,10 @@ def in_worker() -> None:
 
 def fail(error: FtrayError) -> None:
     """Write what ended this process's work, with what it worked for."""
-    _own.error(error)
+    PROCESS.error(error)
 
 
 def say(message: str, *, level: Level = "info", **fields: Any) -> None:
     """Write a line of a worker; nothing where lines are for people."""
     if _is_worker and is_json():
-        _own.write(message, level=level, **fields)
+        PROCESS.write(message, level=level, **fields)

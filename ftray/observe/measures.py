@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, get_args
 
 from ftray.campaign import Config, State, TrialResult
 from ftray.evaluate.config import LOWER_IS_BETTER
+from ftray.observe.countdown import Countdown
 
 MOST_TRIALS = 200
 """Trials with series of their own: every series costs whoever keeps them."""
@@ -89,8 +90,7 @@ class RunMeasures:
     def __init__(self, instruments: Instruments, *, job: str, run_id: str, total_steps: int) -> None:
         self._instruments = instruments
         self._labels = {"name": job, "run": run_id[:12]}
-        self._total = total_steps
-        self._first: tuple[int, float] | None = None
+        self._countdown = Countdown(total=total_steps)
 
     def __call__(self, line: Mapping[str, Any]) -> None:
         """Take a line of metrics.jsonl."""
@@ -98,20 +98,14 @@ class RunMeasures:
             word = str(line["event"]).split()[0]
             labels = self._labels | {"event": word if word in EVENTS else OTHER}
             self._instruments.add(RUN_EVENTS, 1, labels)
-            # Another attempt has another pace.
-            self._first = None if word != "loss_spike" else self._first
         for key, measure in BY_KEY.items():
             value = line.get(key)
             if value is not None and math.isfinite(value):
                 self._instruments.set(measure, float(value), self._labels)
-        self._instruments.set(STEPS_PLANNED, self._total, self._labels)
-        self._tell_time_left(int(line["step"]))
-
-    def _tell_time_left(self, step: int) -> None:
-        at = time.monotonic()
-        first_step, began = self._first = self._first or (step, at)
-        if step > first_step:
-            left = (at - began) / (step - first_step) * max(0, self._total - step)
+        self._instruments.set(STEPS_PLANNED, self._countdown.total, self._labels)
+        now = time.monotonic()
+        self._countdown.take(line, now)
+        if (left := self._countdown.seconds_left(now)) is not None:
             self._instruments.set(SECONDS_LEFT, left, self._labels)
 
 
@@ -150,6 +144,10 @@ class CampaignMeasures:
         else:
             self._states.pop(trial.trial_id, None)
         self._tell()
+
+    def remember(self, trial: TrialResult) -> None:
+        """Take a trial that had ended before the command began."""
+        self.on_end(trial)
 
     def _count_tokens(self, trial_id: str, tokens: int) -> None:
         before = self._tokens.get(trial_id, 0)

@@ -10,7 +10,7 @@ import importlib.util
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from types import TracebackType
 from typing import Any, Protocol
@@ -58,7 +58,7 @@ class _Nothing:
         return None
 
 
-_NOTHING = _Nothing()
+NOTHING = _Nothing()
 
 
 class _Recorded:
@@ -72,9 +72,10 @@ class _Recorded:
         *,
         is_root: bool,
         parent: str | None = None,
+        blames: Callable[[BaseException], bool] = lambda error: True,
     ) -> None:
         self._tracer, self._name, self._attributes = tracer, name, attributes
-        self._is_root, self._parent = is_root, parent
+        self._is_root, self._parent, self._blames = is_root, parent, blames
         self._manager: Any = None
         self._span: Any = None
 
@@ -88,6 +89,8 @@ class _Recorded:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and not self._blames(error):
+            kind = error = trace = None
         self._manager.__exit__(kind, error, trace)
         if self._is_root:
             # Workers are killed when they have returned: what waits to be sent would be lost.
@@ -98,17 +101,26 @@ class _Recorded:
             self._span.set_attribute(name, value)
 
 
-def span(name: str, *, parent: str | None = None, **attributes: Attribute | None) -> Span:
+def span(
+    name: str,
+    *,
+    parent: str | None = None,
+    blames: Callable[[BaseException], bool] = lambda error: True,
+    **attributes: Attribute | None,
+) -> Span:
     """Return a span below the one under way in this thread or task, or below `parent`, a traceparent (W3C).
 
-    Attributes get the prefix `ftray.`; OpenTelemetry's own names have dots, written as `__`.
+    `blames`: whether an error that passes through is one of the work's. Attributes get the prefix `ftray.`;
+    OpenTelemetry's own names have dots, written as `__`.
     """
-    return _Recorded(_tracer(), name, attributes, is_root=False, parent=parent) if is_configured() else _NOTHING
+    if not is_configured():
+        return NOTHING
+    return _Recorded(_tracer(), name, attributes, is_root=False, parent=parent, blames=blames)
 
 
 def root(name: str, **attributes: Attribute | None) -> Span:
     """Return the first span of a process, below the one that started the process; its end sends what is left."""
-    return _Recorded(_tracer(), name, attributes, is_root=True) if is_configured() else _NOTHING
+    return _Recorded(_tracer(), name, attributes, is_root=True) if is_configured() else NOTHING
 
 
 def past(name: str, seconds: float, *, parent: str | None = None, **attributes: Attribute | None) -> None:

@@ -20,6 +20,7 @@ from ray import serve
 
 from ftray.errors import FtrayError, InputError
 from ftray.observe.ray_measures import RayInstruments
+from ftray.serve.api.background import repeat
 from ftray.serve.api.metrics import EngineMeters
 from ftray.serve.asking import AdapterSource, Ask, Engine, EngineState, Loaded, Piece, UnknownAdapter
 from ftray.serve.plan import Serving, serving_of_job
@@ -57,15 +58,15 @@ class EngineReplica:
         """Load base and adapters, once; return the adapters that were refused, with the reason."""
         if self._starting is None:
             self._starting = asyncio.create_task(self._start())
-        starting = self._starting
-        try:
-            # Who asks first and goes again does not break it off for the others.
-            await asyncio.shield(starting)
-        except Exception:
-            if self._starting is starting:
-                self._starting = None
-            raise
+            self._starting.add_done_callback(self._forget_failed)
+        # Who asks first and goes again does not break it off for the others.
+        await asyncio.shield(self._starting)
         return self._refused
+
+    def _forget_failed(self, start: asyncio.Task[None]) -> None:
+        """Start anew when somebody asks again."""
+        if start.cancelled() or start.exception() is not None:
+            self._starting = None
 
     async def _start(self) -> None:
         # Not in the constructor: what is wrong would come out as a replica that Serve starts again and again.
@@ -81,14 +82,13 @@ class EngineReplica:
             except FtrayError as error:
                 log.error("%s is not served: %s", adapter, error.message)
                 self._refused[adapter] = error
-        self._telling = asyncio.create_task(self._tell())
-
-    async def _tell(self) -> None:
-        """Tell Ray's metrics how this engine is."""
         meters = EngineMeters(RayInstruments())
-        while True:
+
+        async def tell() -> None:
             meters.tell(self._engine.state())
-            await asyncio.sleep(TELL_SECONDS)
+
+        telling = repeat(tell, "the engine's counts could not be told", seconds=TELL_SECONDS)
+        self._telling = asyncio.create_task(telling)
 
     async def check_health(self) -> None:
         """Raise where the engine has died: Serve then starts another replica."""

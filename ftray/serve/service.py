@@ -14,6 +14,7 @@ from fastapi import FastAPI
 
 from ftray.observe.measures import Instruments
 from ftray.serve.api.application import make_api
+from ftray.serve.api.background import repeat
 from ftray.serve.api.keys import Keyring
 from ftray.serve.api.limits import Limits
 from ftray.serve.api.local_catalogue import LocalCatalogue
@@ -56,7 +57,11 @@ def make_service(
 
     @asynccontextmanager
     async def lifespan(running: FastAPI) -> AsyncIterator[None]:
-        counting = asyncio.create_task(_count(engine))
+        # A replica that is being replaced says nothing; the others' counts are read again soon.
+        counts = repeat(
+            engine.refresh, "the engines' counts could not be read", seconds=COUNT_SECONDS, level=logging.WARNING
+        )
+        counting = asyncio.create_task(counts)
         try:
             async with inner(running):
                 yield
@@ -77,14 +82,3 @@ def _page(report: dict[str, Any], history: Sequence[dict[str, Any]]) -> str:
 
     with _drawing:
         return render_experiment(report, history)
-
-
-async def _count(engine: HandleEngine) -> None:
-    """Keep the engines' counts fresh."""
-    while True:
-        try:
-            await engine.refresh()
-        except Exception:
-            # A replica that is being replaced says nothing; the others' counts are read again soon.
-            log.warning("the engines' counts could not be read", exc_info=True)
-        await asyncio.sleep(COUNT_SECONDS)

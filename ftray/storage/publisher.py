@@ -192,8 +192,6 @@ class Publisher:
 
     def flush(self, folder: Path | None = None) -> None:
         """Publish everything, or one of the folders, now. Raises RunError `communication` where it cannot be."""
-        if isinstance(self._failure, LeaseLost):
-            raise self._failure
         self._insist([shelf for shelf in self.shelves if folder in (None, shelf.folder)])
 
     def _insist(self, shelves: Sequence[Shelf]) -> None:

@@ -129,10 +129,9 @@ class Cluster:
         """Return what is given out and what waits, as the cluster's autoscaler saw it last, seconds ago."""
         with self._asking():
             answer = self._client._do_request("GET", "/api/cluster_status")
-        told = (answer.json().get("data") or {}) if answer.status_code == 200 else {}
-        status = told.get("clusterStatus") or told.get("cluster_status") or {}
-        report = status.get("loadMetricsReport") or status.get("load_metrics_report")
-        return _load(report or {})
+        told = answer.json()["data"] if answer.status_code == 200 else {}
+        # A cluster that has just started, or whose autoscaler is of the second version, has no report.
+        return _load((told.get("clusterStatus") or {}).get("loadMetricsReport") or {})
 
     def submissions(self) -> list[Submission]:
         """Return what ftray has submitted, the first one first."""
@@ -260,15 +259,12 @@ def _node(row: Mapping[str, Any]) -> Node:
 
 
 def _load(report: Mapping[str, Any]) -> Load:
-    """Return what an autoscaler's report says; the dashboard spells its keys in its own way."""
+    """Return what an autoscaler's report says."""
     usage = report.get("usage")
-    demands = report.get("resourceDemand") or report.get("resource_demand") or []
-    groups = report.get("pgDemand") or report.get("pg_demand") or []
-    waiting = [(dict(wanted), int(count)) for wanted, count in demands]
-    for group, count in groups:
+    waiting = [(dict(wanted), int(count)) for wanted, count in report.get("resourceDemand", [])]
+    for group, count in report.get("pgDemand", []):
         # A placement group: its bundles come together or not at all.
-        for bundle, times in group.get("bundles", []):
-            waiting.append((dict(bundle), int(count) * int(times)))
+        waiting += [(dict(bundle), int(count) * int(times)) for bundle, times in group["bundles"]]
     used = None if usage is None else {name: float(pair[0]) for name, pair in usage.items() if name in ("CPU", "GPU")}
     return Load(used=used, waiting=waiting)
 

@@ -104,7 +104,7 @@ def _wanted(resources: Mapping[str, float]) -> str:
     return " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
 
 
-def render_one(record: Mapping[str, Any], console_width: int) -> RenderableType:
+def render_one(record: Mapping[str, Any]) -> RenderableType:
     """Return one submission."""
     grid = Table.grid(padding=(0, 2))
     lines = {

@@ -45,6 +45,9 @@ class TrainerActor:
     def publish(self, trial_id: str) -> None:
         self._trainer.publish(trial_id)
 
+    def end(self) -> None:
+        self._trainer.end()
+
     def state(self) -> dict[str, Any]:
         return self._trainer.state()
 

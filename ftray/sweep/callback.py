@@ -21,6 +21,9 @@ from ftray.sweep.tune_config import spec_of_config
 class Watcher(Protocol):
     """Who shows a campaign to people."""
 
+    def remember(self, trial: TrialResult) -> None:
+        """Take a trial that had ended before the command began."""
+
     def on_result(self, trial_id: str, config: Config, result: dict[str, Any]) -> None:
         """Take an evaluation."""
 

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from ftray.campaign import Config, TrialResult
 from ftray.evaluate.config import LOWER_IS_BETTER
-from ftray.observe.log import JsonLog, bind, is_json
+from ftray.observe.log import PROCESS, is_json
 from ftray.summary import duration, setting, shown
 
 RUNNING = "running"
@@ -51,6 +51,9 @@ class Leaderboard(Protocol):
         `plan` has sweep_id, name, trials, mode, mode_reason, searcher and scheduler (and `_reason` of both), slots,
         workers and notes; sweep_id, name and trials have to be there.
         """
+
+    def remember(self, trial: TrialResult) -> None:
+        """Take a trial that had ended before the command began: it counts, and is no news."""
 
     def on_result(self, trial_id: str, config: Config, result: Mapping[str, Any]) -> None:
         """Take what a trial reports at an evaluation; its first result shows that it started."""
@@ -158,6 +161,10 @@ class PlainBoard:
         for line in plan_lines(plan):
             self.say(line)
 
+    def remember(self, trial: TrialResult) -> None:
+        """Take a trial that had ended before the command began."""
+        self._standing.end(trial)
+
     def on_result(self, trial_id: str, config: Config, result: Mapping[str, Any]) -> None:
         """Take what a trial reports."""
         if self._standing.take(trial_id, config, result):
@@ -184,29 +191,29 @@ class JsonBoard:
     """A JSON object for each result and each end of a trial."""
 
     def __init__(self, metric: str) -> None:
-        self._log = JsonLog()
         self._standing = Standing(metric)
 
     def say(self, text: str) -> None:
         """Show what happens now."""
-        self._log.write(text, event="note")
+        PROCESS.write(text, event="note")
 
     def on_plan(self, plan: Mapping[str, Any]) -> None:
         """Show what is about to run."""
         self._standing.total = plan["trials"]
-        known = {"job": plan["name"], "sweep": str(plan["sweep_id"])[:12]}
-        self._log.bind(**known)
-        # What ends the command says so, too.
-        bind(**known)
+        PROCESS.bind(job=plan["name"], sweep=str(plan["sweep_id"])[:12])
         for line in plan_lines(plan):
             self.say(line)
+
+    def remember(self, trial: TrialResult) -> None:
+        """Take a trial that had ended before the command began."""
+        self._standing.end(trial)
 
     def on_result(self, trial_id: str, config: Config, result: Mapping[str, Any]) -> None:
         """Take what a trial reports."""
         is_new = self._standing.take(trial_id, config, result)
         names = ("step", "epoch", "tokens", "validation_accuracy", "validation_loss", "train_loss", "prefix_of")
         told: dict[str, Any] = {name: result.get(name) for name in names}
-        self._log.write(
+        PROCESS.write(
             "evaluated",
             event="evaluation",
             trial=trial_id,
@@ -217,7 +224,7 @@ class JsonBoard:
     def on_end(self, trial: TrialResult) -> None:
         """Take a trial that has ended."""
         entry = self._standing.end(trial)
-        self._log.write(
+        PROCESS.write(
             trial.reason or trial.state,
             level="error" if trial.state == "failed" else "info",
             event="ended",
@@ -251,6 +258,10 @@ class LiveBoard:
         self._console.print(Text(title, style="bold"))
         for line in lines:
             self._console.print(Text(line, style="dim"))
+
+    def remember(self, trial: TrialResult) -> None:
+        """Take a trial that had ended before the command began."""
+        self._standing.end(trial)
 
     def on_result(self, trial_id: str, config: Config, result: Mapping[str, Any]) -> None:
         """Take what a trial reports."""

@@ -115,6 +115,7 @@ def run_trial(config: dict[str, Any], *, campaign: PerTrial) -> None:
 
     What is wrong with the trial is reported as its reason: Tune does not try it again, and the others go on.
     """
+    require_same_copies(campaign)
     spec = campaign.spec_of(dict(config))
     trial = campaign.sweep.trial(spec.trial_id)
     RunDirectory(trial.root).create()
@@ -156,6 +157,19 @@ def run_trial(config: dict[str, Any], *, campaign: PerTrial) -> None:
         return
     assert last is not None, "workers that have ended well have done their last evaluation"
     told.tell(reports.evaluated(last, seconds=told.seconds, finished=True))
+
+
+def require_same_copies(campaign: PerTrial) -> None:
+    """Raise RunError where this process has another working copy of the store than the command: neither would see."""
+    here = campaign.loaded.place.here(campaign.sweep.root)
+    if here != campaign.sweep.root:
+        raise RunError(
+            f"Ray's processes have the storage at {here}, the command at {campaign.sweep.root}",
+            kind="node",
+            given=str(here),
+            allowed=str(campaign.sweep.root),
+            hint="Give both the same FTRAY_CACHE, or name a shared folder: --storage DIR.",
+        )
 
 
 def evaluations_so_far(trial: TrialDirectory, order: WorkOrder) -> list[dict[str, Any]]:

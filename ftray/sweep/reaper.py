@@ -16,16 +16,14 @@ from typing import Any
 import ray
 from ray import tune
 from ray.train.torch import TorchTrainer
-from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from ftray.artifacts import is_held, try_lock
+from ftray.train.groups import IDLE_SECONDS, groups_of_this_job, idle_groups, remove_group
 
 GRACE_SECONDS = 1.0
 """After a driver's end, for its controller to follow: one that lives would replace the workers that it misses."""
 LONGEST_WAIT_SECONDS = 20.0
 """For drivers that are being ended."""
-IDLE_SECONDS = 5.0
-"""A placement group that stands empty at two looks this far apart is nobody's: Ray Train fills its own at once."""
 
 
 def note_driver(folder: Path, tune_id: str) -> None:
@@ -46,7 +44,7 @@ def note_group(folder: Path, tune_id: str) -> None:
 def remove_groups(folder: Path, tune_id: str = "*") -> None:
     """Remove the noted placement groups of a trial, or of all, and their notes."""
     for note in folder.glob(f"{tune_id}.*.group"):
-        _remove(note.name.split(".")[1])
+        remove_group(note.name.split(".")[1])
         note.unlink()
 
 
@@ -66,9 +64,9 @@ class Clearing:
         """Look again if it is time."""
         if time.monotonic() < self._next_look or any(self._folder.glob(f"{self._tune_id}.*.group")):
             return
-        idle = _idle_groups() - {note.name.split(".")[1] for note in self._folder.glob("*.group")}
+        idle = idle_groups() - {note.name.split(".")[1] for note in self._folder.glob("*.group")}
         for group_id in idle & self._idle:
-            _remove(group_id)
+            remove_group(group_id)
         self._idle, self._next_look = idle, time.monotonic() + IDLE_SECONDS
 
 
@@ -94,7 +92,7 @@ class Reaper(tune.Callback):
         folder.mkdir(parents=True)
         self._ended: dict[str, float | None] = {}
         """Since when the driver of an ended trial is seen to be gone."""
-        self._before = set(_groups_of_this_job())
+        self._before = set(groups_of_this_job())
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._ended[trial.trial_id] = None
@@ -124,32 +122,9 @@ class Reaper(tune.Callback):
         time.sleep(GRACE_SECONDS)
         remove_groups(self.folder)
         # Of a trial that ended before its workers could note where they stand.
-        for group_id in set(_groups_of_this_job()) - self._before:
-            _remove(group_id)
+        for group_id in set(groups_of_this_job()) - self._before:
+            remove_group(group_id)
         self._ended.clear()
 
     def _has_driver(self, tune_id: str) -> bool:
         return any(is_held(lock) for lock in self.folder.glob(f"{tune_id}.*.driver"))
-
-
-def _groups_of_this_job() -> dict[str, Any]:
-    """Return the placement groups that this process and those it started have: their ids end in the job's."""
-    job = ray.get_runtime_context().get_job_id()
-    groups = placement_group_table()
-    return {one: group for one, group in groups.items() if one.endswith(job) and group["state"] != "REMOVED"}
-
-
-def _idle_groups() -> set[str]:
-    """Return this job's groups for workers that have no worker: all of their CPUs are free."""
-    free = ray.available_resources()
-    cpus = {
-        one: sum(bundle.get("CPU", 0.0) for bundle in group["bundles"].values())
-        for one, group in _groups_of_this_job().items()
-        if group["state"] == "CREATED"
-    }
-    # Drivers stand in groups of Tune's, which hold no CPU.
-    return {one for one, number in cpus.items() if number and free.get(f"CPU_group_{one}", 0.0) >= number}
-
-
-def _remove(group_id: str) -> None:
-    remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group_id))))

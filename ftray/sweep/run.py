@@ -6,6 +6,7 @@ their last checkpoints. Tune's own snapshots are not read.
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from dataclasses import replace
@@ -205,11 +206,10 @@ def run_campaign(campaign: Campaign, display: Display, *, began: float, tenure: 
     try:
         mode = open_mode(campaign, tenure=tenure)
         spent.start_trainers(mode.workers)
-        measures = measures_of(campaign)
-        for result in Ledger(campaign.directory.ledger).results():
-            # An earlier attempt's: a campaign that goes on does not begin at nothing.
-            measures.on_end(result)
-        searched = Search(campaign, mode, [display, measures], spent)
+        watchers: list[Watcher] = [display, measures_of(campaign)]
+        for result, watcher in itertools.product(Ledger(campaign.directory.ledger).results(), watchers):
+            watcher.remember(result)
+        searched = Search(campaign, mode, watchers, spent)
         with spans.span("search", trials=campaign.num_trials, mode=campaign.mode, workers=mode.workers):
             searched.run()
         with spans.span("conclude"):

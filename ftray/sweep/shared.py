@@ -33,6 +33,8 @@ START_GPU = 4
 """Slots that are measured first: fewer are never the fastest."""
 SPARE_CALLS = 8
 """Calls a trainer answers at a time beside those of its clients, each of which waits in one."""
+END_SECONDS = 20.0
+"""How long trainers have to put what they have written."""
 THIN = {"node:__internal_head__": 0.001}
 """What a trial's client holds: a place on the head node and no CPU."""
 
@@ -146,7 +148,9 @@ class SharedBases:
         }
 
     def close(self) -> None:
-        """End the trainers."""
+        """End the trainers; of a store, first let them put what only their machines have."""
+        if self._place.url is not None:
+            ray.wait([one.end.remote() for one in self.trainers], num_returns=len(self.trainers), timeout=END_SECONDS)
         for trainer in self.trainers:
             ray.kill(trainer)
 

@@ -7,7 +7,6 @@ its reports are paced by a controller poll of seconds.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import signal
@@ -27,6 +26,7 @@ from ftray.errors import FAILURE_KINDS, OUT_OF_MEMORY_HINT, FtrayError, InputErr
 from ftray.observe import log, spans
 from ftray.storage.mirror import Mirror
 from ftray.storage.place import Place
+from ftray.train.groups import remove_idle_groups
 from ftray.train.memory import MALLOC_ENVIRONMENT
 from ftray.train.plan import Plan
 from ftray.train.secrecy import Secrets, is_secret, secret_names
@@ -264,6 +264,7 @@ def _fit(trainer: Any, *, retries: int) -> Any:
         try:
             return trainer.fit().return_value
         except train.ControllerError as error:
+            remove_idle_groups()
             if _has_no_room(str(error)):
                 waits -= 1
                 if waits <= 0:
@@ -272,8 +273,6 @@ def _fit(trainer: Any, *, retries: int) -> Any:
                 raise
             else:
                 retries -= 1
-        # The error had the handle of a controller that has ended; Ray keeps its places while somebody has that.
-        gc.collect()
 
 
 def _has_no_room(text: str) -> bool:

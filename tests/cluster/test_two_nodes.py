@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from safetensors.torch import load_file
-from submit_world import LiveRay, kill_all, make_job, running_node, running_ray, tree
+from submit_world import LiveRay, kill_all, make_job, running_node, running_ray, tree, until
 
 from ftray.artifacts import read_json, read_lines
 from ftray.finetune import finetune
@@ -53,26 +51,16 @@ class TwoNodes:
         before = self.count()
         words = [f"--address={self.ray.gcs}", "--num-cpus=1"]
         self.second = self.nodes.enter_context(running_node(self.ray, words)).pid
-        until(lambda: self.count() == before + 1, "another node")
+        until(lambda: self.count() == before + 1, "another node", PATIENCE_SECONDS)
 
     def lose(self) -> None:
         """Kill the second node and all that runs there."""
         before = self.count()
         kill_all(tree(self.second))
-        until(lambda: self.count() == before - 1, "a lost node")
+        until(lambda: self.count() == before - 1, "a lost node", PATIENCE_SECONDS)
 
     def count(self) -> int:
         return len(self.ray.cluster().nodes())
-
-
-def until(said: Callable[[], Any], what: str) -> Any:
-    """Return what is said as soon as something is."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < deadline:
-        if found := said():
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"not within {PATIENCE_SECONDS} s: {what}")
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +111,7 @@ def test_a_node_that_is_lost_while_it_trains_changes_nothing(
     first = two_nodes.ray.ftray(*words)
     assert first.exit_code == 0, first.stderr
     name, run = first.document["submission_id"], Path(first.document["path"])
-    until(lambda: list(run.glob("checkpoints/*/manifest.json")), "a checkpoint")
+    until(lambda: list(run.glob("checkpoints/*/manifest.json")), "a checkpoint", PATIENCE_SECONDS)
     two_nodes.lose()
     (storage / "held").unlink()
     two_nodes.join()

@@ -8,8 +8,6 @@ import json
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from submit_world import Answer, LiveRay, make_job
+from submit_world import Answer, LiveRay, make_job, until
 
 from ftray import __version__
 from ftray.job import load_job
@@ -63,16 +61,6 @@ def make_place(folder: Path, base: Path, **changes: Any) -> Place:
     (job.parent / "grading.py").write_text(METRIC)
     (folder / "storage").mkdir()
     return Place(job, folder / "storage")
-
-
-def until(said: Callable[[], Any], what: str, seconds: float = 90) -> Any:
-    """Return what is said as soon as something is."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := said():
-            return found
-        time.sleep(0.2)
-    raise AssertionError(f"not within {seconds} s: {what}")
 
 
 @dataclass(frozen=True)

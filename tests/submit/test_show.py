@@ -76,7 +76,7 @@ def test_a_cluster_that_does_not_tell_its_use_is_shown_without() -> None:
 
 
 def test_one_campaign_is_shown_with_its_trials() -> None:
-    shown = text_of(render_one(standing(), 80), 80)
+    shown = text_of(render_one(standing()), 80)
     assert "2 running, 5 pruned" in shown
     assert "0.9712" in shown
 

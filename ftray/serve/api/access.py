@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Message
 
-from ftray.observe.spans import span
+from ftray.observe.spans import NOTHING, Span, span
 from ftray.serve.api.keys import SCOPES, Caller, Keyring, Scope
 from ftray.serve.api.limits import Limits, Rate
 from ftray.serve.api.metrics import Meters
@@ -108,40 +108,38 @@ def scoped(access: Access, need: Need, meters: Meters) -> type[GuardedRoute]:
                 checked.state.caller = caller
                 return await inner(checked)
 
+            def note(told: Span, status: int) -> None:
+                meters.request(self.path, status)
+                told.set(http__response__status_code=status)
+
             async def counted(request: Request) -> Response:
-                try:
-                    response = await guarded(request)
-                except Exception as error:
-                    meters.request(self.path, status_of(error))
-                    raise
-                meters.request(self.path, response.status_code)
-                return response
-
-            async def traced(request: Request) -> Response:
-                refusal: Exception | None = None
-                with span(
-                    f"{request.method} {self.path}",
-                    parent=request.headers.get("traceparent"),
-                    http__request__method=request.method,
-                    http__route=self.path,
-                ) as told:
+                with traced(request, self.path, need) as told:
                     try:
-                        response = await counted(request)
-                        told.set(http__response__status_code=response.status_code)
-                        return response
+                        response = await guarded(request)
                     except Exception as error:
-                        status = status_of(error)
-                        told.set(http__response__status_code=status)
-                        if status >= 500:
-                            raise
-                        # What the caller did wrong is no error of the endpoint's.
-                        refusal = error
-                raise refusal
+                        note(told, status_of(error))
+                        raise
+                    note(told, response.status_code)
+                    return response
 
-            return counted if need in UNTRACED else traced
+            return counted
 
     Scoped.need = need
     return Scoped
+
+
+def traced(request: Request, path: str, need: Need) -> Span:
+    """Return the span of a request, below its caller's."""
+    if need in UNTRACED:
+        return NOTHING
+    return span(
+        f"{request.method} {path}",
+        parent=request.headers.get("traceparent"),
+        # What the caller did wrong is no error of the endpoint's.
+        blames=lambda error: isinstance(error, Exception) and status_of(error) >= 500,
+        http__request__method=request.method,
+        http__route=path,
+    )
 
 
 def caller_of(request: Request) -> Caller:

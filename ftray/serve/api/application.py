@@ -26,6 +26,7 @@ from ftray.serve.api import problems
 from ftray.serve.api.access import NEEDS, Access, GuardedRoute, Need, scoped
 from ftray.serve.api.adapters_api import AdaptersApi
 from ftray.serve.api.answers import Answers
+from ftray.serve.api.background import repeat
 from ftray.serve.api.catalogue import Catalogue
 from ftray.serve.api.completions import Completions
 from ftray.serve.api.experiments_api import ExperimentList, ExperimentsApi, ExperimentView, Page
@@ -206,16 +207,15 @@ async def _restore(catalogue: Catalogue, outcomes: AsyncOutcomes) -> None:
 async def _keep_house(catalogue: Catalogue, outcomes: AsyncOutcomes) -> None:
     """Follow the aliases, and delete kept texts whose time is over."""
     purged_at = -math.inf
-    while True:
-        try:
-            await catalogue.refresh()
-            if time.monotonic() - purged_at > PURGE_SECONDS:
-                purged_at = time.monotonic()
-                await outcomes.purge(time.time())
-        except Exception:
-            # Nobody waits for this: it is said here, and tried again.
-            log.exception("housekeeping failed")
-        await asyncio.sleep(REFRESH_SECONDS)
+
+    async def once() -> None:
+        nonlocal purged_at
+        await catalogue.refresh()
+        if time.monotonic() - purged_at > PURGE_SECONDS:
+            purged_at = time.monotonic()
+            await outcomes.purge(time.time())
+
+    await repeat(once, "housekeeping failed", seconds=REFRESH_SECONDS)
 
 
 class _Routes:

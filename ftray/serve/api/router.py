@@ -116,13 +116,16 @@ class Router:
         found = self._experiments.get(name)
         if found is None or (found[1].done() and self._clock() - found[0] > FRESH_SECONDS):
             found = (self._clock(), asyncio.ensure_future(self._outcomes.experiment(name)))
+            found[1].add_done_callback(lambda done: self._forget_failed(name, done))
             self._experiments[name] = found
-        try:
-            # Several requests wait for one look-up; none of them ends it for the others.
-            return await asyncio.shield(found[1])
-        except Exception:
-            self.forget(name)
-            raise
+        # Several requests wait for one look-up; none of them ends it for the others.
+        return await asyncio.shield(found[1])
+
+    def _forget_failed(self, name: str, look: asyncio.Future[Experiment]) -> None:
+        if look.cancelled() or look.exception() is not None:
+            known = self._experiments.get(name)
+            if known is not None and known[1] is look:
+                self.forget(name)
 
     def forget(self, name: str) -> None:
         """Look an experiment up anew next time: it has changed."""

@@ -2,51 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
-from collections.abc import Coroutine
 from dataclasses import replace
-from typing import Any
 
 from ftray.endpoint import KeepAnswers
 from ftray.serve.api.answers import Finished, Question, Running, together
+from ftray.serve.api.background import Background
 from ftray.serve.api.catalogue import fingerprint
 from ftray.serve.api.metrics import Meters, Who
 from ftray.serve.api.watch import Watch
 from ftray.serve.asking import DeadlinePassed, Engine, EngineFull
 from ftray.serve.experiment.spec import Experiment
 from ftray.serve.outcomes.async_outcomes import AsyncOutcomes
-
-log = logging.getLogger(__name__)
-
-
-class Background:
-    """Tasks that nobody awaits; their errors are logged, and they end with the process."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def start(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run something on its own."""
-        task = asyncio.create_task(self._logged(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _logged(self, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        except Exception:
-            # The last line of defence: nobody else hears of it.
-            log.exception("work in the background failed")
-
-    async def drain(self, seconds: float) -> None:
-        """Wait for what runs; cancel what is left then."""
-        if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=seconds)
-        for task in set(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 class Tracker:
@@ -81,7 +48,7 @@ class Tracker:
 
     async def _shadow(self, question: Question, experiment: Experiment, arm: str, who: Who) -> None:
         ask = replace(question.asks_of(experiment.digests[arm])[0], is_shadow=True, is_streamed=False)
-        begun = time.perf_counter()
+        begun, how = time.perf_counter(), "failed"
         text, prompt_tokens, completion_tokens, end = "", 0, 0, "length"
         try:
             pieces = together(self._engine, [ask])
@@ -93,15 +60,13 @@ class Tracker:
                     completion_tokens = piece.completion_tokens or completion_tokens
             finally:
                 await pieces.aclose()
+            how = "answered"
         except (EngineFull, DeadlinePassed):
-            self._meters.shadow(who, "shed")
+            how = "shed"
             return
-        except Exception:
-            self._meters.shadow(who, "failed")
-            raise
         finally:
             self._shadows -= 1
-        self._meters.shadow(who, "answered")
+            self._meters.shadow(who, how)
         self._meters.answered(
             who,
             time.perf_counter() - begun,

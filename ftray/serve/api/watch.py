@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftray.errors import FtrayError
+from ftray.serve.api.background import logged
 from ftray.serve.api.catalogue import Catalogue
 from ftray.serve.asking import EngineLost
 from ftray.serve.experiment.spec import Experiment, ExperimentSpec, Status
@@ -75,11 +76,7 @@ class Watch:
     async def _run(self) -> None:
         while self._is_due:
             self._is_due = False
-            try:
-                await self.look()
-            except Exception:
-                # Nobody waits for this: it is said here, and tried again.
-                log.exception("the experiments could not be looked at")
+            if not await logged(self.look(), "the experiments could not be looked at"):
                 self._is_due = True
             await asyncio.sleep(self._every_seconds)
 

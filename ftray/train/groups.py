@@ -1,0 +1,50 @@
+"""Placement groups that nobody uses any more.
+
+Ray Train's cleaner of what a dead controller has left watches it through the dashboard; where there is none, the
+workers' group stays for as long as the job lives (ray-project/ray#54305).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
+IDLE_SECONDS = 5.0
+"""A placement group that stands empty at two looks this far apart is nobody's: Ray Train fills its own at once."""
+
+
+def groups_of_this_job() -> dict[str, Any]:
+    """Return the placement groups that this process and those it started have: their ids end in the job's."""
+    job = ray.get_runtime_context().get_job_id()
+    groups = placement_group_table()
+    return {one: group for one, group in groups.items() if one.endswith(job) and group["state"] != "REMOVED"}
+
+
+def idle_groups() -> set[str]:
+    """Return this job's groups for workers that have no worker: all of their CPUs are free."""
+    free = ray.available_resources()
+    cpus = {
+        one: sum(bundle.get("CPU", 0.0) for bundle in group["bundles"].values())
+        for one, group in groups_of_this_job().items()
+        if group["state"] == "CREATED"
+    }
+    # Drivers stand in groups of Tune's, which hold no CPU.
+    return {one for one, number in cpus.items() if number and free.get(f"CPU_group_{one}", 0.0) >= number}
+
+
+def remove_group(group_id: str) -> None:
+    """Give back what a placement group holds; its workers are killed."""
+    remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group_id))))
+
+
+def remove_idle_groups() -> None:
+    """Give back what a controller that has died has left, of this job's."""
+    seen = idle_groups()
+    if not seen:
+        return
+    time.sleep(IDLE_SECONDS)
+    for group_id in seen & idle_groups():
+        remove_group(group_id)
