@@ -142,6 +142,8 @@ def job_text(base: Path, files: TaskFiles) -> str:
     job = {
         "name": "quickstart",
         "model": str(base),
+        # The folder that this one is in: whoever goes on with the job finds what the quickstart has registered.
+        "storage": "..",
         "data": {
             # Rehearsing what the base can do beside the task keeps it from being forgotten.
             "train": [

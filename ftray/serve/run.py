@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,16 +94,19 @@ def running(serving: Serving, *, say: Say = lambda text: None) -> Iterator[Runni
 
 @contextmanager
 def _hushed() -> Iterator[None]:
-    """Keep standard error still: Ray complains that its own actors are gone while it is shut down."""
+    """Keep Ray still: it complains that its own actors are gone while it is shut down.
+
+    Its processes do so on standard error, a thread of this one by printing.
+    """
     sys.stderr.flush()
-    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        saved = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
 
 
 def http_options(serving: Serving) -> dict[str, Any]:

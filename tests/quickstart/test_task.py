@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from ftray.data.conversations import normalise
+from ftray.job import load_job
 from ftray.quickstart.corpus import documents
+from ftray.quickstart.run import job_text
 from ftray.quickstart.task import COMPLETION, PROMPT, TaskFiles, write_task
 
 SEEDS = (0, 1, 2)
@@ -66,3 +68,11 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
     first, second = write_task(tmp_path / "a", seed=4), write_task(tmp_path / "b", seed=4)
     for name in ("train", "test", "replay", "probe", "stories"):
         assert getattr(first, name).read_bytes() == getattr(second, name).read_bytes()
+
+
+def test_whoever_goes_on_with_the_job_finds_what_the_quickstart_has_made(files: TaskFiles, tmp_path: Path) -> None:
+    base = tmp_path / "runs" / "quickstart" / "base"
+    base.mkdir(parents=True)
+    job = base.parent / "job.yaml"
+    job.write_text(job_text(base, files))
+    assert load_job(job).storage.resolve() == (tmp_path / "runs").resolve()
