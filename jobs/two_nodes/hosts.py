@@ -42,6 +42,8 @@ class Network(Protocol):
     """Hosts that reach each other, and a laptop that reaches them."""
 
     kind: str
+    laptop_address: str
+    """By which hosts reach the laptop."""
 
     def add(self, name: str) -> Host:
         """Return a new host."""
@@ -114,6 +116,7 @@ class Namespaces:
     """Namespaces on one bridge, which is in the laptop's namespace: this machine's own network is not touched."""
 
     kind = "network namespaces"
+    laptop_address = f"{NETWORK}.1"
 
     def __init__(self, folder: Path, session: Path) -> None:
         self._folder, self._session = folder, session
@@ -191,6 +194,7 @@ class Loopback:
     """Hosts that share this machine's loopback address."""
 
     kind = "processes on loopback"
+    laptop_address = "127.0.0.1"
 
     def __init__(self) -> None:
         self._hosts: list[LoopbackHost] = []

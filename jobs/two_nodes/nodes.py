@@ -109,7 +109,9 @@ class Cluster:
         command += [f"--object-store-memory={STORE_BYTES}"]
         command += [f"--dashboard-agent-listen-port={self.network.free_port(52365)}"]
         self._hosts[host.name], self._commands[host.name] = host, ["ray", *command]
-        host.start([str(BIN / "ray"), *command], self._environment(), self._folder / f"{host.name}.log")
+        # The hosts share this machine's home; their working copies of a store are their own.
+        environment = self._environment() | {"FTRAY_CACHE": str(self._folder / "caches" / host.name)}
+        host.start([str(BIN / "ray"), *command], environment, self._folder / f"{host.name}.log")
 
     def _environment(self) -> dict[str, str]:
         """Return what a node's shell has: the token, and the environment in which `python` has Ray and ftray."""

@@ -18,6 +18,7 @@ import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,11 @@ from hosts import open_network  # noqa: E402
 from nodes import Cluster  # noqa: E402
 from record import Record  # noqa: E402
 from refused import show_refused  # noqa: E402
+from store import open_store, show_store  # noqa: E402
 from submitted import Job, show_submitted  # noqa: E402
 from tables import describe_machine, print_tables, render_readme, render_summary  # noqa: E402
 
-PARTS = ("refused", "train", "sweep", "replaced", "alone", "endpoint")
+PARTS = ("refused", "train", "sweep", "replaced", "alone", "store", "endpoint")
 PACKAGES = ("ray", "torch", "deepspeed")
 INTENT, SWEEP = HERE.parent / "snips_intent" / "job.yaml", HERE.parent / "snips_sweep" / "job.yaml"
 SMALLER = ("data.train.limit=1200", "data.test.limit=300")
@@ -120,9 +122,19 @@ def do_part(part: str, work: Path, storage: Path, cluster: Cluster, record: Reco
         "alone": lambda: show_death(
             elastic, show_undisturbed(run, cluster, record), cluster, record, lost=node, joins=None
         ),
+        "store": lambda: show_stored(run, work, cluster, record, lost=node),
         "endpoint": lambda: show_endpoint(INTENT, work / "endpoint", storage, cluster, record),
     }
     parts[part]()
+
+
+def show_stored(run: Job, work: Path, cluster: Cluster, record: Record, *, lost: str) -> None:
+    """Do the same without a folder in common, and lose a node."""
+    undisturbed = show_undisturbed(run, cluster, record)
+    shutil.rmtree(work / "caches", ignore_errors=True)
+    with open_store(cluster, work, record) as store:
+        stored = replace(run, storage=store.url)
+        show_store(stored, undisturbed, store, cluster, record, lost=lost, joins="fourth")
 
 
 def show_resumed(run: Job, cluster: Cluster, record: Record) -> None:

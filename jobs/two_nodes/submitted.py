@@ -21,7 +21,8 @@ class Job:
     """A job as it is given to `ftray submit`."""
 
     file: Path
-    storage: Path
+    storage: Path | str
+    """A folder that all nodes have, or a URL."""
     kind: str
     """train or sweep."""
     settings: Sequence[str]

@@ -18,6 +18,7 @@ TITLES = {
     "sweep": "A campaign, submitted four times",
     "replaced": "A node is lost, and another one joins",
     "alone": "A node is lost, and none joins (`compute.workers: [1, 2]`)",
+    "store": "No folder in common: an object store, and a node that is lost",
     "endpoint": "`serveConfigV2` on both nodes",
 }
 Record = dict[str, Any]
@@ -99,6 +100,17 @@ def _lost(record: Record) -> list[tuple[str, str]]:
     ]
 
 
+def _stored(record: Record) -> list[tuple[str, str]]:
+    figures = record["figures"]
+    return [
+        (
+            "an S3 emulator as storage, no folder in common; a node is killed, another joins with nothing",
+            f"goes on from step {figures['resumed_at_step']} after {figures['pause_seconds']:.0f} s; "
+            f"{_equal(figures)}; submitted again: finished",
+        )
+    ]
+
+
 def _equal(figures: Record) -> str:
     """Return how a run compares with the one that nobody has disturbed."""
     weights = f"weights differ by at most {figures['largest_difference']:.2g}"
@@ -124,6 +136,7 @@ SUMMARIES: dict[str, Callable[[Record], list[tuple[str, str]]]] = {
     "sweep": _submitted,
     "replaced": _lost,
     "alone": _lost,
+    "store": _stored,
     "endpoint": _asked,
 }
 
