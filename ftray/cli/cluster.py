@@ -43,7 +43,7 @@ AnyOf = Annotated[
 ]
 Mounted = Annotated[
     str | None,
-    typer.Option("--storage", metavar="DIR", help="Where this machine has the cluster's storage, if elsewhere."),
+    typer.Option("--storage", metavar="DIR|URL", help="Where this machine has the cluster's storage, if elsewhere."),
 ]
 WIDTH = 200
 """Of tables that are read by programs."""

@@ -92,7 +92,12 @@ def test_what_the_package_is_built_from_is_copied() -> None:
 
 def test_the_pins_are_the_direct_dependencies_and_what_is_tested_with() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["postgres"]]
+    (extras,) = re.findall(r'"\.\[([\w,]+)\]"', " ".join(rest_of("RUN")))
+    assert set(extras.split(",")) == {"postgres", "s3", "otel"}
+    wanted = [
+        *project["dependencies"],
+        *(one for extra in extras.split(",") for one in project["optional-dependencies"][extra]),
+    ]
     requirements = [Requirement(text) for text in wanted]
     assert set(pins()) == {canonicalize_name(requirement.name) for requirement in requirements}
     for requirement in requirements:
