@@ -167,7 +167,7 @@ class JsonLines:
     def on_plan(self, prepared: Prepared) -> None:
         """Show what is about to run."""
         self._course.total = prepared.plan.total_steps
-        PROCESS.bind(run=prepared.run_id[:12], job=read_json(prepared.run.job)["job"]["name"])
+        PROCESS.bind(sweep=None, run=prepared.run_id[:12], job=read_json(prepared.run.job)["job"]["name"])
         for line in plan_lines(prepared):
             self.say(line)
 

@@ -94,7 +94,7 @@ def running(serving: Serving, *, say: Say = lambda text: None) -> Iterator[Runni
 
 @contextmanager
 def _hushed() -> Iterator[None]:
-    """Keep Ray still: it complains that its own actors are gone while it is shut down.
+    """Keep this process still while Ray is shut down: it complains that its own actors are gone.
 
     Its processes do so on standard error, a thread of this one by printing.
     """

@@ -24,8 +24,6 @@ from ftray.serve.plan import Serving, source_of
 if TYPE_CHECKING:
     from ftray.serve.handles import HandleEngine
 
-log = logging.getLogger(__name__)
-
 _drawing = threading.Lock()
 COUNT_SECONDS = 1.0
 """How often the engines are asked for their counts, for /metrics."""

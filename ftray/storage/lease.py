@@ -188,15 +188,19 @@ class Tenancy:
         self._number = number
         self._what = what
         self._seconds = seconds
+        self._loss: LeaseLost | None = None
         self._verified = 0.0
 
     def verify(self) -> None:
         """Raise LeaseLost once there is a later tenure."""
+        if self._loss is not None:
+            raise self._loss
         began = time.monotonic()
         if began - self._verified < self._seconds / 2:
             return
         if tenures(self._objects, self._name)[-1:] != [self._number]:
-            raise lost(self._what)
+            self._loss = lost(self._what)
+            raise self._loss
         self._verified = began
 
 

@@ -200,7 +200,7 @@ class JsonBoard:
     def on_plan(self, plan: Mapping[str, Any]) -> None:
         """Show what is about to run."""
         self._standing.total = plan["trials"]
-        PROCESS.bind(job=plan["name"], sweep=str(plan["sweep_id"])[:12])
+        PROCESS.bind(run=None, job=plan["name"], sweep=str(plan["sweep_id"])[:12])
         for line in plan_lines(plan):
             self.say(line)
 

@@ -115,7 +115,6 @@ def run_trial(config: dict[str, Any], *, campaign: PerTrial) -> None:
 
     What is wrong with the trial is reported as its reason: Tune does not try it again, and the others go on.
     """
-    require_same_copies(campaign)
     spec = campaign.spec_of(dict(config))
     trial = campaign.sweep.trial(spec.trial_id)
     RunDirectory(trial.root).create()
@@ -131,6 +130,11 @@ def run_trial(config: dict[str, Any], *, campaign: PerTrial) -> None:
     told, order = Told(trial, mirror), campaign.order(spec)
     reports = TrialReports(spec, higher_is_better=campaign.higher_is_better)
     end = order.plan.total_steps
+    try:
+        require_same_copies(campaign)
+    except RunError as error:
+        told.tell(reports.failed(error, seconds=told.seconds))
+        return
     for line in evaluations_so_far(trial, order):
         # The last one is told when the workers have ended well.
         if line["step"] < end:

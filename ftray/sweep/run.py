@@ -207,7 +207,10 @@ def run_campaign(campaign: Campaign, display: Display, *, began: float, tenure: 
         mode = open_mode(campaign, tenure=tenure)
         spent.start_trainers(mode.workers)
         watchers: list[Watcher] = [display, measures_of(campaign)]
-        for result, watcher in itertools.product(Ledger(campaign.directory.ledger).results(), watchers):
+        ledger = Ledger(campaign.directory.ledger)
+        # What a budget ended and a larger one lets go on has not ended.
+        ended = [result for result in ledger.results() if result.trial_id in ledger]
+        for result, watcher in itertools.product(ended, watchers):
             watcher.remember(result)
         searched = Search(campaign, mode, watchers, spent)
         with spans.span("search", trials=campaign.num_trials, mode=campaign.mode, workers=mode.workers):

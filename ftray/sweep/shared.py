@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +28,8 @@ from ftray.sweep.trainer import TrainerOrder
 from ftray.sweep.trial_files import fetch_trial
 from ftray.train.checkpoint import folder_name
 from ftray.train.launch import cluster_nodes, own_secrets, worker_environment
+
+log = logging.getLogger(__name__)
 
 START_CPU = 2
 START_GPU = 4
@@ -149,10 +152,14 @@ class SharedBases:
 
     def close(self) -> None:
         """End the trainers; of a store, first let them put what only their machines have."""
-        if self._place.url is not None:
-            ray.wait([one.end.remote() for one in self.trainers], num_returns=len(self.trainers), timeout=END_SECONDS)
-        for trainer in self.trainers:
-            ray.kill(trainer)
+        try:
+            if self._place.url is not None:
+                ray.get([one.end.remote() for one in self.trainers], timeout=END_SECONDS)
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            log.warning("what trainers wrote last may not be in the store: %s", error)
+        finally:
+            for trainer in self.trainers:
+                ray.kill(trainer)
 
 
 def _wait_until_loaded(trainers: Sequence[Any]) -> None:

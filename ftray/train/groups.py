@@ -7,6 +7,7 @@ workers' group stays for as long as the job lives (ray-project/ray#54305).
 from __future__ import annotations
 
 import time
+from collections.abc import Set
 from typing import Any
 
 import ray
@@ -40,9 +41,9 @@ def remove_group(group_id: str) -> None:
     remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group_id))))
 
 
-def remove_idle_groups() -> None:
-    """Give back what a controller that has died has left, of this job's."""
-    seen = idle_groups()
+def remove_idle_groups(spared: Set[str]) -> None:
+    """Give back what a controller that has died has left, of this job's; not what was there before, `spared`."""
+    seen = idle_groups() - spared
     if not seen:
         return
     time.sleep(IDLE_SECONDS)

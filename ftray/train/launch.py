@@ -26,7 +26,7 @@ from ftray.errors import FAILURE_KINDS, OUT_OF_MEMORY_HINT, FtrayError, InputErr
 from ftray.observe import log, spans
 from ftray.storage.mirror import Mirror
 from ftray.storage.place import Place
-from ftray.train.groups import remove_idle_groups
+from ftray.train.groups import groups_of_this_job, remove_idle_groups
 from ftray.train.memory import MALLOC_ENVIRONMENT
 from ftray.train.plan import Plan
 from ftray.train.secrecy import Secrets, is_secret, secret_names
@@ -259,12 +259,12 @@ def _fit(trainer: Any, *, retries: int) -> Any:
     """
     train: Any = ray.train
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_SECONDS))
-    waits = MOST_WAITS
+    waits, before = MOST_WAITS, set(groups_of_this_job())
     while True:
         try:
             return trainer.fit().return_value
         except train.ControllerError as error:
-            remove_idle_groups()
+            remove_idle_groups(spared=before)
             if _has_no_room(str(error)):
                 waits -= 1
                 if waits <= 0:

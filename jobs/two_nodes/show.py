@@ -131,7 +131,8 @@ def do_part(part: str, work: Path, storage: Path, cluster: Cluster, record: Reco
 def show_stored(run: Job, work: Path, cluster: Cluster, record: Record, *, lost: str) -> None:
     """Do the same without a folder in common, and lose a node."""
     undisturbed = show_undisturbed(run, cluster, record)
-    shutil.rmtree(work / "caches", ignore_errors=True)
+    for copies in ("caches", "laptop-cache"):
+        shutil.rmtree(work / copies, ignore_errors=True)
     with open_store(cluster, work, record) as store:
         stored = replace(run, storage=store.url)
         show_store(stored, undisturbed, store, cluster, record, lost=lost, joins="fourth")

@@ -22,8 +22,15 @@ from submitted import Job, attempts, headline
 BUCKET = "ftray"
 KEYS = {"AWS_ACCESS_KEY_ID": "two-nodes", "AWS_SECRET_ACCESS_KEY": "two-nodes", "AWS_DEFAULT_REGION": "us-east-1"}
 MAKE_BUCKET = f"import s3fs; s3fs.S3FileSystem().mkdir({BUCKET!r})"
-ENOUGH_STEPS = 40
-"""Of the run, in the store, before the node is lost: some checkpoints are there."""
+NEWEST = (
+    "import re, s3fs; "
+    f"found = s3fs.S3FileSystem().glob('{BUCKET}/runs/*/checkpoints/*/manifest.json'); "
+    "print(max((int(re.search(r'step-(\\d+)/', one).group(1)) for one in found), default=0))"
+)
+"""Prints the step of the newest checkpoint that is whole in the store."""
+ENOUGH_STEPS = 30
+ATTEMPT = ("--attempt", "stored")
+"""The job is the one that others train with a folder; this run of it is another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,16 +70,21 @@ def show_store(
     given = ("--secret", "AWS_ACCESS_KEY_ID", "--secret", "AWS_SECRET_ACCESS_KEY")
     given += ("--env", "AWS_ENDPOINT_URL", "--env", "AWS_DEFAULT_REGION")
     shell = store.environment
-    first = cluster.ftray(*job.words, *given, "--json", **shell)
+    first = cluster.ftray(*job.words, *ATTEMPT, *given, "--json", **shell)
     record.step("submit it with the store", first, f"{first.document['submission_id']} {first.document['state']}")
     name = first.document["submission_id"]
 
-    def step() -> int:
-        return int(cluster.ftray("status", name, "--json", **shell).document["step"] or 0)
+    def newest() -> int:
+        return int(cluster.run(sys.executable, "-c", NEWEST, **shell).stdout or 0)
 
-    until(lambda: step() >= ENOUGH_STEPS, f"step {ENOUGH_STEPS} in the store")
+    until(lambda: newest() >= ENOUGH_STEPS, f"a checkpoint of step {ENOUGH_STEPS} or later in the store")
+    stands = cluster.ftray("status", name, "--json", **shell).document
+    record.require(stands["state"] == "running" and stands["step"] >= ENOUGH_STEPS, "status reads the store", stands)
+    at_step = newest()
     killed, killed_at = cluster.lose(lost), time.time()
-    record.note(f"kill node {lost}", "SIGKILL to every process of the host", f"{killed} processes")
+    record.note(
+        f"kill node {lost}", "SIGKILL to every process of the host", f"{killed} processes, after step {at_step}"
+    )
     host = cluster.join(joins)
     record.note("another node joins", cluster.command(joins), f"{joins} at {host.address} is in the cluster")
     ended = cluster.ftray("logs", name, "--follow", "--json", **shell)
@@ -86,10 +98,10 @@ def show_store(
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     record.figures["result"] = headline(job, result)
     record.require(not (undisturbed.parent / folder.name).exists(), "nothing of it is in the shared folder")
-    require_resumed(folder, 0, killed_at, record, workers=2)
+    require_resumed(folder, at_step, killed_at, record, workers=2)
     compare(undisturbed, folder, record, is_exact=True)
 
-    again = cluster.ftray(*job.words, *given, "--json", **shell)
+    again = cluster.ftray(*job.words, *ATTEMPT, *given, "--json", **shell)
     record.step("submit it again", again, f"{again.document['state']}: {again.document['reason']}")
     record.require(again.document["state"] == "finished", "a finished one is reported")
     record.require(attempts(cluster, first.document["run_id"]) == 1, "the cluster has one submission of it")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import pytest
 import sweep_records
 from rich.console import Console
 
@@ -113,3 +114,17 @@ def test_a_seed_of_the_winner_is_no_candidate() -> None:
     standing.end(ended(0, trial_id="again", role="seed", seed=3))
     assert standing.ranked() == []
     assert standing.best() == ""
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_campaign_that_goes_on_counts_what_had_ended_before(is_terminal: bool) -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=is_terminal, width=160, no_color=True)
+    with open_leaderboard(quiet=False, metric="exact_match", console=console) as board:
+        board.on_plan(PLAN)
+        for number in range(12):
+            board.remember(ended(number))
+        board.on_result("aa", {"rank": 3}, result(0.99))
+    assert board._standing.counts().startswith("12 of 16 trials ended")  # type: ignore[attr-defined]
+    told = [line for line in file.getvalue().splitlines() if "completed" in line or "pruned" in line]
+    assert not [line for line in told if line.startswith("trial 0")], "they are no news"

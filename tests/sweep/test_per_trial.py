@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -17,11 +18,12 @@ from trial_world import load_world
 
 from ftray.artifacts import digest_of, read_json
 from ftray.campaign import Config, SweepDirectory
-from ftray.errors import InputError
+from ftray.errors import InputError, RunError
 from ftray.finetune import check
 from ftray.job import LoadedJob, run_directory, run_id_of
+from ftray.storage.place import Place
 from ftray.sweep.best import best_checkpoint, export_best
-from ftray.sweep.per_trial import PerTrial, fitting_trials, make_trainable
+from ftray.sweep.per_trial import PerTrial, fitting_trials, make_trainable, require_same_copies
 from ftray.sweep.reaper import Reaper
 from ftray.sweep.trial import TrialSpec
 from ftray.tracking import current_lines
@@ -285,3 +287,14 @@ def plan_of(loaded: LoadedJob, workers: int) -> Plan:
     asked = replace(loaded, job=loaded.job.model_copy(update={"compute": compute}))
     run_id = run_id_of(asked)
     return check(asked, run_id=run_id, run=run_directory(asked, run_id)).plan
+
+
+def test_a_driver_with_another_copy_of_the_store_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FTRAY_CACHE", str(tmp_path / "command"))
+    place = Place("s3://bucket/runs")
+    campaign: Any = SimpleNamespace(loaded=SimpleNamespace(place=place), sweep=SweepDirectory(place.folder / "one"))
+    require_same_copies(campaign)
+    monkeypatch.setenv("FTRAY_CACHE", str(tmp_path / "ray"))
+    with pytest.raises(RunError, match="the command at") as caught:
+        require_same_copies(campaign)
+    assert "FTRAY_CACHE" in caught.value.hint

@@ -203,7 +203,7 @@ def test_a_worker_that_dies_while_its_group_starts_is_replaced(world: Any, clust
     tries = tmp_path / "tries"
     worker = dying_worker(str(tries), times=1, after=0.0)
     # The whole cluster: what the group that died still held would be missing for ever.
-    plan = replace(order.plan, max_failures=1, cpus_per_worker=float(RAY_CPUS))
+    plan = replace(order.plan, max_failures=1, workers=2, min_workers=2, cpus_per_worker=RAY_CPUS / 2)
     assert launch(worker, {}, plan=plan, run=order.run) == {"done": True}
     assert tries.read_text() == "xx"
 

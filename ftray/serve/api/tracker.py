@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 
@@ -64,9 +65,13 @@ class Tracker:
         except (EngineFull, DeadlinePassed):
             how = "shed"
             return
+        except asyncio.CancelledError:
+            how = ""
+            raise
         finally:
             self._shadows -= 1
-            self._meters.shadow(who, how)
+            if how:
+                self._meters.shadow(who, how)
         self._meters.answered(
             who,
             time.perf_counter() - begun,
