@@ -22,6 +22,8 @@ BIN = Path(sys.executable).parent
 PATIENCE_SECONDS = 300.0
 PAUSE_SECONDS = 0.2
 STORE_BYTES = 200_000_000
+NAMES = ("second", "third", "fourth", "fifth", "sixth", "seventh")
+"""Of nodes, in the order in which they join."""
 CPUS = 1
 """Of each node: two workers never stand on one."""
 
@@ -88,6 +90,10 @@ class Cluster:
         words += [f"--ray-client-server-port={self.network.free_port(10001)}"]
         self._start(host, words)
         until(lambda: self.num_nodes() == 1, "a job server that answers")
+
+    def next_name(self) -> str:
+        """Return the name of a host that there has not been: a lost one is not made again."""
+        return next(name for name in NAMES if name not in self._commands)
 
     def join(self, name: str) -> Host:
         """Start another node on a host of its own; return when the cluster has it."""

@@ -90,7 +90,7 @@ def show(asked: Namespace, work: Path, file: Path) -> None:
         cluster.start()
         for part in asked.only:
             if len(cluster.hosts) == 1:
-                cluster.join("second")
+                cluster.join(cluster.next_name())
             record = Record(part, aliases(work, storage, cluster))
             do_part(part, work, storage, cluster, record)
             results["parts"][part] = {
@@ -117,7 +117,7 @@ def do_part(part: str, work: Path, storage: Path, cluster: Cluster, record: Reco
         "train": lambda: show_resumed(run, cluster, record),
         "sweep": lambda: show_submitted(campaign, cluster, record),
         "replaced": lambda: show_death(
-            run, show_undisturbed(run, cluster, record), cluster, record, lost=node, joins="third"
+            run, show_undisturbed(run, cluster, record), cluster, record, lost=node, joins=cluster.next_name()
         ),
         "alone": lambda: show_death(
             elastic, show_undisturbed(run, cluster, record), cluster, record, lost=node, joins=None
@@ -135,7 +135,7 @@ def show_stored(run: Job, work: Path, cluster: Cluster, record: Record, *, lost:
         shutil.rmtree(work / copies, ignore_errors=True)
     with open_store(cluster, work, record) as store:
         stored = replace(run, storage=store.url)
-        show_store(stored, undisturbed, store, cluster, record, lost=lost, joins="fourth")
+        show_store(stored, undisturbed, store, cluster, record, lost=lost, joins=cluster.next_name())
 
 
 def show_resumed(run: Job, cluster: Cluster, record: Record) -> None:
