@@ -37,20 +37,27 @@ class Store:
 
 @contextlib.contextmanager
 def running_store() -> Iterator[Store]:
-    """Run a store with one bucket; this process and those it starts speak to it."""
+    """Run a store with one bucket."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     store = Store(f"http://{host}:{port}")
-    with mock.patch.dict(os.environ, store.environment):
-        import fsspec
+    try:
+        with speaking_to(store):
+            import fsspec
 
-        fsspec.filesystem("s3").mkdir(BUCKET)
-        try:
-            yield store
-        finally:
-            server.stop()
+            fsspec.filesystem("s3").mkdir(BUCKET)
+        yield store
+    finally:
+        server.stop()
+
+
+@contextlib.contextmanager
+def speaking_to(store: Store) -> Iterator[None]:
+    """Let this process and those it starts speak to a store."""
+    with mock.patch.dict(os.environ, store.environment):
+        yield
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 
 IDLE_SECONDS = 5.0
 """A placement group that stands empty at two looks this far apart is nobody's: Ray Train fills its own at once."""
+LOOK_SECONDS = 0.5
 
 
 def groups_of_this_job() -> dict[str, Any]:
@@ -42,10 +43,15 @@ def remove_group(group_id: str) -> None:
 
 
 def remove_idle_groups(spared: Set[str]) -> None:
-    """Give back what a controller that has died has left, of this job's; not what was there before, `spared`."""
-    seen = idle_groups() - spared
-    if not seen:
-        return
+    """Give back what a controller that has died has left, of this job's; not what was there before, `spared`.
+
+    Waits up to IDLE_SECONDS for the workers that were its own to end, and as long again before it gives back.
+    """
+    until = time.monotonic() + IDLE_SECONDS
+    while not (seen := idle_groups() - spared):
+        if not groups_of_this_job().keys() - spared or time.monotonic() > until:
+            return
+        time.sleep(LOOK_SECONDS)
     time.sleep(IDLE_SECONDS)
     for group_id in seen & idle_groups():
         remove_group(group_id)

@@ -7,12 +7,13 @@ its reports are paced by a controller poll of seconds.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -262,17 +263,31 @@ def _fit(trainer: Any, *, retries: int) -> Any:
     waits, before = MOST_WAITS, set(groups_of_this_job())
     while True:
         try:
-            return trainer.fit().return_value
+            with own_interrupt():
+                return trainer.fit().return_value
         except train.ControllerError as error:
-            remove_idle_groups(spared=before)
             if _has_no_room(str(error)):
                 waits -= 1
-                if waits <= 0:
-                    raise
-            elif retries == 0 or _cause(error).kind != "node":
-                raise
+                is_last = waits <= 0
             else:
+                is_last = retries == 0 or _cause(error).kind != "node"
                 retries -= 1
+            if is_last:
+                remove_idle_groups(spared=before)
+                raise
+        # Out of the handler: the error's frames hold the controller, and that its workers.
+        remove_idle_groups(spared=before)
+
+
+@contextlib.contextmanager
+def own_interrupt() -> Iterator[None]:
+    """Put back what Ctrl-C does: Ray Train's way of taking it holds the controller, and that its workers, for ever."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _has_no_room(text: str) -> bool:
