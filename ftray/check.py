@@ -28,6 +28,7 @@ from ftray.ranges import Advice, advise
 from ftray.speed import worker_speed
 from ftray.sweep.prepare import plan_campaign, sweep_id_of
 from ftray.tracking import require_trackers
+from ftray.train.address import ray_address
 from ftray.train.checkpoint import find_checkpoints
 from ftray.train.plan import Plan
 
@@ -92,17 +93,18 @@ def check_job(loaded: LoadedJob) -> dict[str, Any]:
 
 
 def check_resources(plan: Plan) -> dict[str, Any]:
-    """Return where the workers will run and whether they fit there. Raises InputError `too_few_resources`.
+    """Return where the workers will run and whether they fit there.
 
-    Ray is not started: a cluster named by RAY_ADDRESS is asked when the run starts.
+    Ray is not started: a cluster named by RAY_ADDRESS is asked when the run starts. Raises InputError
+    `too_few_resources` for this machine, `bad_address` for a RAY_ADDRESS that is none.
     """
     cpus, gpus = float(os.cpu_count() or 1), float(torch.cuda.device_count())
     if plan.engine == "torch":
         return {"where": "this machine", "fits": True, "cpus": cpus, "gpus": gpus}
-    address = os.environ.get("RAY_ADDRESS")
+    address = ray_address()
     if address is not None:
         return {"where": f"the Ray cluster at {address}", "fits": None, "cpus": None, "gpus": None}
-    from ftray.train.launch import require_resources
+    from ftray.train.cluster import require_resources
 
     require_resources(plan, [{"CPU": cpus, "GPU": gpus}], "this machine")
     return {"where": "this machine", "fits": True, "cpus": cpus, "gpus": gpus}

@@ -172,7 +172,7 @@ def measure(
         # The smoke run loads a model of its own, and there may be no room for two.
         torch.cuda.empty_cache()
     say("The smoke run: a tenth of the training rows through the whole path")
-    smoke = finetune(replace(loaded, smoke=True), display=display, on_plan=on_plan)
+    smoke = finetune(replace(loaded, smoke=True), display=display, on_plan=on_plan, say=say)
     if smoke["selected"] is None:
         failure = smoke["failure"] or {"kind": "unknown", "message": smoke["status"]}
         raise RunError(f"the smoke run failed: {failure['message']}", kind=failure["kind"], given=smoke["path"])

@@ -24,6 +24,7 @@ from packaging.version import Version
 from ftray.errors import InputError
 from ftray.storage.place import Place, open_place
 from ftray.tracking import MODULES
+from ftray.train.address import ray_address, require_answer
 
 OLDEST_PYTHON = "3.11"
 IMPORT_SECONDS = 60
@@ -155,9 +156,13 @@ def _ray() -> Check:
     """Say whether workers could start, without starting Ray."""
     if importlib.util.find_spec("ray") is None:
         return _check("ray", "fail", "not installed: only compute.workers: 0 (this process) trains")
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        return _check("ray", "ok", f"RAY_ADDRESS={address}: jobs run on that cluster (not contacted)")
+    try:
+        address = ray_address()
+        if address is not None:
+            require_answer(address)
+            return _check("ray", "ok", f"RAY_ADDRESS={address}: jobs run there (somebody listens; not asked who)")
+    except InputError as error:
+        return _check("ray", "fail", f"{error}: {error.hint}")
     shared = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None
     if shared is not None and shared < SHARED_MEMORY_BYTES:
         return _check(

@@ -72,10 +72,12 @@ def finetune(
     display: Display,
     on_plan: Callable[[Prepared], None],
     on_sampling: Callable[[int, int], None] = lambda done, total: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Fine-tune, select, compare with the base; return result.json.
 
-    `on_plan` is told what is about to run, `on_sampling` how many replay texts are sampled, of how many.
+    `on_plan` is told what is about to run, `on_sampling` how many replay texts are sampled, of how many, `say` what is
+    waited for.
 
     Raises InputError when nothing was started. A run that started and failed returns its result with the failure in
     it; an interrupted one raises Interrupted after writing its result.
@@ -94,7 +96,7 @@ def finetune(
             write_report(run, mirror)
         return {**earlier, "reused": True}
     with root("run", job=loaded.job.name, run=run_id[:12], smoke=loaded.smoke) as told:
-        result = _finetune(loaded, run_id, run, display=display, on_plan=on_plan, on_sampling=on_sampling)
+        result = _finetune(loaded, run_id, run, display=display, on_plan=on_plan, on_sampling=on_sampling, say=say)
         told.set(status=result["status"], verdict=result["verdict"], steps=result["steps"])
     return result
 
@@ -107,6 +109,7 @@ def _finetune(
     display: Display,
     on_plan: Callable[[Prepared], None],
     on_sampling: Callable[[int, int], None],
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Do what is left of a run; as `finetune` says."""
     from ftray.sampling import require_same_texts
@@ -116,7 +119,7 @@ def _finetune(
         prepared = check(loaded, run_id=run_id, run=run)
     require_audit(prepared.audit)
     require_whole_checkpoints(loaded, prepared.plan)
-    require_workers(prepared.plan)
+    require_workers(prepared.plan, say=say)
     # A folder that holds another job's checkpoints is refused before anything is written into it.
     find_checkpoints(run.checkpoints, run_id=run_id)
     run.create()
@@ -257,18 +260,21 @@ def require_audit(report: AuditReport) -> None:
     )
 
 
-def require_workers(plan: Plan) -> None:
-    """Refuse more workers than this machine, or the cluster of RAY_ADDRESS, can ever hold; starts nothing."""
-    if plan.engine == "deepspeed":
-        from ftray.train.launch import require_place
+def require_workers(plan: Plan, *, say: Callable[[str], None], wanted: int | None = None) -> None:
+    """Refuse more workers than this machine, or the cluster of RAY_ADDRESS, holds; starts nothing.
 
-        require_place(plan)
+    `say` is told of a wait for nodes; `wanted`: workers that nodes are asked for, where more are of use.
+    """
+    if plan.engine == "deepspeed":
+        from ftray.train.cluster import require_place
+
+        require_place(plan, wanted=wanted, say=say)
 
 
 def join_cluster() -> None:
     """Connect to the cluster that this command was submitted to: it trains alone, and its numbers are the cluster's."""
     if SUBMITTED in os.environ:
-        from ftray.train.launch import connect
+        from ftray.train.cluster import connect
 
         connect()
 

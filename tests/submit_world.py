@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 from ftray.cli import app
 from ftray.submit.client import Cluster
 
+NONE: Mapping[str, str] = {}
 COLOURS = ("red", "blue", "green", "grey")
 JOB = """\
 name: boxes
@@ -120,28 +121,36 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running_ray(*, cpus: int = 4) -> Iterator[LiveRay]:
-    """Start a head node with a job server and a token; end it with everything it started."""
+def running_ray(
+    *, cpus: int = 4, gcs: int | None = None, more: Sequence[str] = (), environment: Mapping[str, str] = NONE
+) -> Iterator[LiveRay]:
+    """Start a head node with a job server and a token; end it with everything it started.
+
+    `gcs`: its port; `more`: words for `ray start`; `environment`: of the node, beside what is always there.
+    """
     # Paths of sockets must be short.
     folder = Path(tempfile.mkdtemp(prefix="ft-"))
-    token, port, gcs, metrics = secrets.token_hex(32), *(free_port() for _ in range(3))
+    token, port, metrics = secrets.token_hex(32), free_port(), free_port()
+    gcs = gcs or free_port()
     words = ["--head", f"--port={gcs}", f"--num-cpus={cpus}", f"--temp-dir={folder}", "--include-dashboard=true"]
     words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}", f"--ray-client-server-port={free_port()}"]
-    words.append(f"--metrics-export-port={metrics}")
+    words += [f"--metrics-export-port={metrics}", *more]
     ray = LiveRay(f"http://127.0.0.1:{port}", token, folder, f"127.0.0.1:{gcs}", metrics)
-    with running_node(ray, words) as process:
+    with running_node(ray, words, environment) as process:
         wait_until_it_answers(ray, process)
         yield ray
     shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def running_node(ray: LiveRay, words: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+def running_node(
+    ray: LiveRay, words: Sequence[str], more: Mapping[str, str] = NONE
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run `ray start` with these words; end it with everything it started."""
     kept = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
     environment = {**kept, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ray.token, "RAY_USAGE_STATS_ENABLED": "0"}
     environment |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "OMP_NUM_THREADS": "1"}
-    environment |= {"RAY_metrics_report_interval_ms": "500"}
+    environment |= {"RAY_metrics_report_interval_ms": "500", **more}
     command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--object-store-memory=120000000", *words]
     command += [f"--dashboard-agent-listen-port={free_port()}"]
     with (ray.folder / "head.log").open("a") as log:

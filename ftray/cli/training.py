@@ -111,7 +111,7 @@ def _fine_tune(loaded: LoadedJob, *, quiet: bool) -> dict[str, Any]:
             display.advance(done, total, "texts")
 
         try:
-            return finetune(loaded, display=display, on_plan=on_plan, on_sampling=on_sampling)
+            return finetune(loaded, display=display, on_plan=on_plan, on_sampling=on_sampling, say=display.say)
         except Interrupted:
             if not started:
                 raise

@@ -19,6 +19,7 @@ from ftray.errors import FtrayError, InputError, RunError, is_out_of_memory
 from ftray.serve.app import DRAIN_SECONDS, ENGINE, INGRESS, NAME, build_app
 from ftray.serve.handles import LOAD_SECONDS, unwrapped
 from ftray.serve.plan import Serving, require_free_port
+from ftray.train.address import ray_address
 
 POLL_SECONDS = 0.1
 CALL_SECONDS = 5.0
@@ -51,10 +52,10 @@ def running(serving: Serving, *, say: Say = lambda text: None) -> Iterator[Runni
     Raises InputError `port_taken`, `no_cluster`, `not_live` (an adapter that answers as its base, or otherwise than its
     fingerprint says), RunError where Serve could not start.
     """
-    from ftray.train.launch import connect
+    from ftray.train.cluster import connect
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    joins = os.environ.get("RAY_ADDRESS") is not None or ray.is_initialized()
+    joins = ray_address() is not None or ray.is_initialized()
     if not joins:
         require_free_port(serving.config)
     say("Starting Ray Serve")
@@ -186,7 +187,7 @@ def _engine_resources(serving: Serving) -> tuple[float, float]:
         )
     # On CPUs engines share what there is: a machine's cores where Ray is ours, a core each at most elsewhere.
     share = cpus / replicas
-    return (share if os.environ.get("RAY_ADDRESS") is None else min(1.0, share)), (1.0 if wants_gpu else 0.0)
+    return (share if ray_address() is None else min(1.0, share)), (1.0 if wants_gpu else 0.0)
 
 
 def _require_live(engine: Any) -> None:

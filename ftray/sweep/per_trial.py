@@ -35,7 +35,8 @@ from ftray.sweep.trial import TrialSpec
 from ftray.sweep.trial_reports import TrialReports
 from ftray.tracking import current_lines
 from ftray.train.checkpoint import MANIFEST, folder_name, newest_whole
-from ftray.train.launch import Resources, fitting_workers, launch, own_secrets, passed_on, require_resources
+from ftray.train.cluster import Resources, fitting_workers, require_resources
+from ftray.train.launch import launch, own_secrets, passed_on
 from ftray.train.plan import Plan
 from ftray.train.secrecy import Secrets
 from ftray.work import WorkOrder, work_without_verdict

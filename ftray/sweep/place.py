@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from ftray.train.launch import Resources
+from ftray.train.cluster import Resources
 
 PROCESS_BYTES = 700 * 2**20
 """A trainer without its base: Python, torch, transformers, the rows."""
@@ -42,6 +42,13 @@ def num_trainers(wanted: int | Literal["auto"], nodes: Sequence[Resources], *, b
     """Return how many trainers a campaign starts: no more than fit, than trials, or than the job says."""
     fitting = trainers_that_fit(nodes, base=base)
     return min(num_trials, fitting if wanted == "auto" else min(wanted, fitting))
+
+
+def shortage(asked: int | Literal["auto"], *, held: int, num_trials: int) -> str | None:
+    """Return what is said where there is room for fewer trainers (`held`) than the job asks for; else None."""
+    if asked == "auto" or held >= min(asked, num_trials):
+        return None
+    return f"sweep.workers asks for {asked}: there is room for {held}"
 
 
 def most_slots(wanted: int | Literal["auto"], *, num_trials: int, workers: int, learns: bool) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ from ftray.sweep.place import base_bytes
 from ftray.sweep.prefixes import is_prefixable
 from ftray.sweep.resolution import require_resolution
 from ftray.sweep.space import Space, choose_scheduler, choose_searcher, resolve_space
+from ftray.train.address import ray_address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +90,7 @@ def own_accelerator_bytes() -> int | None:
     """Return the memory of this machine's GPU; None where there is none, or trainers run elsewhere."""
     import torch
 
-    if os.environ.get("RAY_ADDRESS") is not None or not torch.cuda.is_available():
+    if ray_address() is not None or not torch.cuda.is_available():
         return None
     return int(torch.cuda.get_device_properties(0).total_memory)
 

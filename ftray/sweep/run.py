@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ from ftray.storage.place import Place
 from ftray.sweep.callback import Watcher
 from ftray.sweep.conclude import conclude, interrupted_record
 from ftray.sweep.mode import Mode
+from ftray.sweep.place import shortage
 from ftray.sweep.prepare import Campaign, prepare_campaign, sweep_directory, sweep_id_of
 from ftray.sweep.registering import register
 from ftray.sweep.spent import Spent
@@ -85,7 +87,7 @@ def _sweep(loaded: LoadedJob, *, display: Display, forced: str | None) -> dict[s
         return {**earlier, "reused": True}
     display.say("Checking the job, its data, its model and its space")
     campaign = prepare_campaign(loaded, sweep_id=sweep_id, forced=forced)
-    require_place_for(campaign)
+    require_place_for(campaign, display.say)
     require_writable(directory.trials, hint="Choose another place with --storage DIR, or the job's `storage`.")
     with run_lock(directory.driver_lock), mirror.holding(DRIVER) as lease:
         # What another machine has come to since.
@@ -101,14 +103,15 @@ def _sweep(loaded: LoadedJob, *, display: Display, forced: str | None) -> dict[s
             return run_campaign(campaign, display, began=began, tenure=lease.number if lease else None)
 
 
-def require_place_for(campaign: Campaign) -> None:
+def require_place_for(campaign: Campaign, say: Callable[[str], None]) -> None:
     """Refuse workers, or GPUs for one of them, that there are not. A shared base has a place wherever a process has."""
-    plan = campaign.prepared.plan
+    plan, asked = campaign.prepared.plan, campaign.settings.workers
+    trainers = 1 if asked == "auto" else min(asked, campaign.num_trials)
     if campaign.mode == "trainers":
-        require_workers(plan)
+        require_workers(plan, wanted=trainers * plan.workers, say=say)
         require_one_node(campaign.loaded.place)
     elif plan.gpus_per_worker > 0:
-        require_workers(replace(plan, workers=1, min_workers=1))
+        require_workers(replace(plan, workers=1, min_workers=1), wanted=trainers, say=say)
 
 
 def finished_record(directory: SweepDirectory, loaded: LoadedJob) -> dict[str, Any] | None:
@@ -144,7 +147,7 @@ def with_own_paths(record: dict[str, Any], directory: SweepDirectory) -> dict[st
 
 def require_one_node(place: Place) -> None:
     """Raise InputError where trials with trainers of their own would be on machines that share no folder."""
-    from ftray.train.launch import cluster_nodes, is_connected
+    from ftray.train.cluster import cluster_nodes, is_connected
 
     if place.url is None or not is_connected() or len(cluster_nodes()) == 1:
         return
@@ -194,7 +197,7 @@ def run_campaign(campaign: Campaign, display: Display, *, began: float, tenure: 
 
     `began`: the monotonic clock when the command did; `tenure`: of the command's lease on a campaign in a store.
     """
-    from ftray.train.launch import connect
+    from ftray.train.cluster import connect
 
     spent = Spent(campaign.directory.root / "spent.json", began=began)
     started_at = now()
@@ -205,6 +208,9 @@ def run_campaign(campaign: Campaign, display: Display, *, began: float, tenure: 
     mode: Mode | None = None
     try:
         mode = open_mode(campaign, tenure=tenure)
+        held = mode.workers // (campaign.prepared.plan.workers if campaign.mode == "trainers" else 1)
+        if short := shortage(campaign.settings.workers, held=held, num_trials=campaign.num_trials):
+            display.say(short)
         spent.start_trainers(mode.workers)
         watchers: list[Watcher] = [display, measures_of(campaign)]
         ledger = Ledger(campaign.directory.ledger)

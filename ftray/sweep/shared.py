@@ -27,7 +27,8 @@ from ftray.sweep.slot_state import export_adapter
 from ftray.sweep.trainer import TrainerOrder
 from ftray.sweep.trial_files import fetch_trial
 from ftray.train.checkpoint import folder_name
-from ftray.train.launch import cluster_nodes, own_secrets, worker_environment
+from ftray.train.cluster import cluster_nodes
+from ftray.train.launch import own_secrets, worker_environment
 
 log = logging.getLogger(__name__)
 

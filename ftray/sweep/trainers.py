@@ -16,7 +16,7 @@ from ftray.sweep.per_trial import PerTrial, fitting_trials, make_trainable
 from ftray.sweep.prepare import Campaign
 from ftray.sweep.reaper import Reaper
 from ftray.sweep.tune_config import spec_of_config
-from ftray.train.launch import cluster_nodes
+from ftray.train.cluster import cluster_nodes
 
 
 class TrialTrainers:

@@ -1,4 +1,4 @@
-"""Run a worker function on Ray Train with one torch process group: the only file of this room that imports Ray.
+"""Run a worker function on Ray Train with one torch process group.
 
 Lost workers are replaced by Ray Train up to a finite limit and go on from the newest whole checkpoint, which the
 worker function finds by itself; Ray's own checkpoint records are not used. Nothing is reported through Ray per step:
@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,17 +23,17 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from ftray.artifacts import write_json
-from ftray.errors import FAILURE_KINDS, OUT_OF_MEMORY_HINT, FtrayError, InputError, RunError, is_out_of_memory
+from ftray.errors import FAILURE_KINDS, OUT_OF_MEMORY_HINT, FtrayError, RunError, is_out_of_memory
 from ftray.observe import log, spans
 from ftray.storage.mirror import Mirror
 from ftray.storage.place import Place
+from ftray.train.address import ray_address
+from ftray.train.cluster import connect, require_place, worker_resources
 from ftray.train.groups import groups_of_this_job, remove_idle_groups
 from ftray.train.memory import MALLOC_ENVIRONMENT
 from ftray.train.plan import Plan
 from ftray.train.secrecy import Secrets, is_secret, secret_names
 
-OBJECT_STORE_BYTES = 300 * 2**20
-"""Embedded Ray's object store: records and results pass through it, never weights or data."""
 ERROR_NOTE = ".worker-error.json"
 START_SECONDS = 20
 """How long Ray Train waits for nodes that hold all workers before it looks again; it looks twice."""
@@ -62,96 +62,6 @@ PASSED_PREFIXES = ("MLFLOW_", "OTEL_", "WANDB_")
 """Environment of the driver that workers get, wherever they are: where models, modules and services are, how
 threads wait. Not the keys of a store: what is passed on can be listed."""
 Worker = Callable[[dict[str, Any]], dict[str, Any]]
-Resources = Mapping[str, float]
-"""What a node has, by Ray's names: CPU, GPU."""
-
-
-def require_place(plan: Plan) -> None:
-    """Raise InputError `too_few_resources` when the workers can never be held: it does not wait.
-
-    Looks at the running Ray, or the cluster of RAY_ADDRESS, or this machine, where Ray would be started.
-    """
-    if not ray.is_initialized() and os.environ.get("RAY_ADDRESS") is None:
-        require_resources(plan, [{"CPU": float(os.cpu_count() or 1), "GPU": float(_gpus())}], "this machine")
-        return
-    connect()
-    require_resources(plan, cluster_nodes(), "the Ray cluster")
-
-
-def connect() -> bool:
-    """Connect to RAY_ADDRESS or start Ray in this process, unless there is one; return whether there was none."""
-    if ray.is_initialized():
-        return False
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    options: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
-    address = os.environ.get("RAY_ADDRESS")
-    if address is None:
-        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        ray.init(address=address, **options)
-    except ConnectionError as error:
-        raise InputError(
-            f"no Ray cluster answers at {address}",
-            kind="no_cluster",
-            given=address,
-            allowed="the address of a running cluster, or no RAY_ADDRESS to start Ray on this machine",
-            hint="Check RAY_ADDRESS and that the cluster is up (ray status).",
-        ) from error
-    if threading.current_thread() is threading.main_thread():
-        # Ray's own handlers abort the process, without a result and without ending what was started.
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    return True
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
-
-
-def is_connected() -> bool:
-    """Return whether this process has a Ray, its own or a cluster's."""
-    return bool(ray.is_initialized())
-
-
-def cluster_nodes() -> list[Resources]:
-    """Return what each living node of the connected Ray has."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def require_resources(plan: Plan, nodes: Sequence[Resources], where: str) -> None:
-    """Refuse more workers than these nodes can ever hold: a worker stands on one node, whole."""
-    most = fitting_workers(plan, nodes)
-    if plan.min_workers <= most:
-        return
-    cpus, gpus = (sum(float(node.get(kind, 0)) for node in nodes) for kind in ("CPU", "GPU"))
-    need_cpus, need_gpus = plan.min_workers * plan.cpus_per_worker, plan.min_workers * plan.gpus_per_worker
-    nodes_word = f" on {len(nodes)} nodes" if len(nodes) > 1 else ""
-    raise InputError(
-        f"{plan.min_workers} workers need {need_cpus:g} CPUs and {need_gpus:g} GPUs; "
-        f"{where} has {cpus:g} CPUs and {gpus:g} GPUs{nodes_word}, room for {most}",
-        kind="too_few_resources",
-        given={"workers": plan.min_workers, "cpus": need_cpus, "gpus": need_gpus},
-        allowed={"workers": most, "cpus": cpus, "gpus": gpus},
-        hint=f"Set compute.workers to {most} or fewer, or lower cpus_per_worker or gpus_per_worker."
-        if most
-        else "Set compute.workers: 0 to run in this process, or lower cpus_per_worker or gpus_per_worker.",
-        path="compute.workers",
-    )
-
-
-def fitting_workers(plan: Plan, nodes: Sequence[Resources]) -> int:
-    """Return how many workers these nodes can hold at a time: each stands on one node, whole."""
-    return sum(_fitting_workers(plan, node) for node in nodes)
-
-
-def _fitting_workers(plan: Plan, node: Resources) -> int:
-    fits = [float(node.get("CPU", 0)) / plan.cpus_per_worker]
-    if plan.gpus_per_worker:
-        fits.append(float(node.get("GPU", 0)) / plan.gpus_per_worker)
-    return int(min(fits) + 1e-9)
 
 
 class NodeAddresses(TorchConfig):
@@ -208,7 +118,7 @@ def launch(
     Raises the FtrayError a worker raised, or RunError `node` when workers were lost more often than allowed.
     """
     started_here = connect()
-    require_resources(plan, cluster_nodes(), "the Ray cluster")
+    require_place(plan)
     place = place or Place(str(run.parent))
     mirror = place.mirror(run)
     mirror.remove(ERROR_NOTE)
@@ -227,7 +137,7 @@ def launch(
         scaling_config=train.ScalingConfig(
             num_workers=plan.workers if plan.min_workers == plan.workers else (plan.min_workers, plan.workers),
             use_gpu=plan.gpus_per_worker > 0,
-            resources_per_worker=_resources(plan),
+            resources_per_worker=worker_resources(plan),
         ),
         run_config=train.RunConfig(
             name="checkpoints",
@@ -295,17 +205,10 @@ def _has_no_room(text: str) -> bool:
     return "worker group startup timed out" in text
 
 
-def _resources(plan: Plan) -> dict[str, float]:
-    resources = {"CPU": plan.cpus_per_worker}
-    if plan.gpus_per_worker:
-        resources["GPU"] = plan.gpus_per_worker
-    return resources
-
-
 def passed_on() -> dict[str, str]:
     """Return the environment of this process that workers get, wherever they are, as far as everybody may see it."""
     passed = {name for name in _passed_names() if not is_secret(name, os.environ[name])}
-    if os.environ.get("RAY_ADDRESS") is None and "PATH" in os.environ:
+    if ray_address() is None and "PATH" in os.environ:
         # Another machine has its own, and would not find its programs with this one.
         passed.add("PATH")
     return {name: os.environ[name] for name in sorted(passed)}

@@ -16,7 +16,7 @@ from sweep_world import write_job, write_world
 from ftray.campaign import TrialResult
 from ftray.job import load_job
 from ftray.sweep.run import sweep
-from ftray.train.launch import connect
+from ftray.train.cluster import connect
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 TRIALS = 200

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from ftray.sweep.place import base_bytes, most_slots, num_trainers, trainers_that_fit
+from typing import Literal
+
+import pytest
+
+from ftray.sweep.place import base_bytes, most_slots, num_trainers, shortage, trainers_that_fit
 
 GIB = 2**30
 
@@ -31,3 +35,14 @@ def test_trials_that_learn_from_others_come_in_waves() -> None:
     assert most_slots("auto", num_trials=3, workers=2, learns=True) == 1
     assert most_slots("auto", num_trials=1000, workers=2, learns=True) == 32
     assert most_slots(40, num_trials=4, workers=2, learns=True) == 40
+
+
+@pytest.mark.parametrize(
+    ("asked", "held", "num_trials", "is_told"),
+    [(8, 2, 16, True), (2, 2, 16, False), ("auto", 1, 16, False), (8, 2, 2, False), (8, 2, 3, True)],
+)
+def test_fewer_trainers_than_asked_for_are_told(
+    asked: int | Literal["auto"], held: int, num_trials: int, is_told: bool
+) -> None:
+    told = shortage(asked, held=held, num_trials=num_trials)
+    assert told == (f"sweep.workers asks for {asked}: there is room for {held}" if is_told else None)

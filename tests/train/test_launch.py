@@ -19,16 +19,8 @@ from ftray.errors import InputError, RunError
 from ftray.finetune import check, finetune, write_records
 from ftray.job import LoadedJob, run_directory, run_id_of
 from ftray.tracking import current_lines
-from ftray.train.launch import (
-    connect,
-    interface_of,
-    launch,
-    listen_at_node_address,
-    own_secrets,
-    require_place,
-    require_resources,
-    worker_environment,
-)
+from ftray.train.cluster import connect, require_place, require_resources
+from ftray.train.launch import interface_of, launch, listen_at_node_address, own_secrets, worker_environment
 from ftray.work import WorkOrder, work
 
 pytestmark = [

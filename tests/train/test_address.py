@@ -1,0 +1,124 @@
+"""Where RAY_ADDRESS leads: what is no address, and who answers there that is no Ray."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from ftray import doctor
+from ftray.errors import InputError
+from ftray.train import address
+from ftray.train.address import HTTP2_GREETING, ray_address, refused, require_answer
+
+
+@pytest.fixture
+def listening() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+def place(server: socket.socket) -> str:
+    return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def answer(server: socket.socket, content: bytes) -> threading.Thread:
+    """Answer the first who greets."""
+
+    def run() -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(len(HTTP2_GREETING), socket.MSG_WAITALL)
+            connection.sendall(content)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("given", ["head:6379", "10.0.0.1:6379", "[::1]:6379", "auto", "local"])
+def test_addresses(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", given)
+    assert ray_address() == given
+
+
+@pytest.mark.parametrize("given", ["", None])
+def test_no_address(given: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("RAY_ADDRESS", given)
+    assert ray_address() is None
+
+
+@pytest.mark.parametrize("given", ["head", "http://head:8265", "ray://head:10001", "head:port", "head:99999", ":6379"])
+def test_what_is_no_address(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", given)
+    with pytest.raises(InputError, match="RAY_ADDRESS=") as caught:
+        ray_address()
+    assert (caught.value.kind, caught.value.given) == ("bad_address", given)
+    assert "HOST:PORT" in str(caught.value.allowed)
+
+
+def test_nobody_listens(listening: socket.socket) -> None:
+    nobody = place(listening)
+    listening.close()
+    began = time.monotonic()
+    with pytest.raises(InputError, match=f"no Ray cluster answers at {nobody}") as caught:
+        require_answer(nobody)
+    assert caught.value.kind == "no_cluster"
+    assert time.monotonic() - began < 5
+
+
+def test_somebody_listens_and_says_nothing(listening: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(address, "ANSWER_SECONDS", 0.2)
+    with pytest.raises(InputError, match="timed out"):
+        require_answer(place(listening))
+
+
+WEB = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(WEB, "a web server"), (b"SSH-2.0-OpenSSH\r\n", "is no Ray"), (b"", "is no Ray")]
+)
+def test_others_are_no_ray(listening: socket.socket, content: bytes, said: str) -> None:
+    thread = answer(listening, content)
+    with pytest.raises(InputError, match=said) as caught:
+        require_answer(place(listening))
+    thread.join()
+    assert caught.value.kind == "no_cluster"
+
+
+def test_settings_are_the_greeting_of_a_cluster(listening: socket.socket) -> None:
+    thread = answer(listening, b"\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x04\x00\x3f\xff\xff")
+    require_answer(place(listening))
+    thread.join()
+
+
+def test_what_is_encrypted_is_left_to_ray(listening: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+    require_answer(place(listening))
+
+
+def test_the_doctor_looks_who_listens(listening: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    nobody = place(listening)
+    listening.close()
+    monkeypatch.setenv("RAY_ADDRESS", nobody)
+    found = doctor._ray()
+    assert found["status"] == "fail"
+    assert nobody in found["detail"]
+
+
+def test_why_a_cluster_takes_no_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = "Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n    Python: 3.11.9\nThis process ..."
+    other = refused("head:6379", reason)
+    assert other.kind == "version_mismatch"
+    assert "Ray: 2.59.0 Python: 3.11.9" in str(other)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    stranger = refused("head:6379", "could not connect")
+    assert (stranger.kind, stranger.given) == ("bad_token", "a token")
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    assert refused("head:6379", "could not connect").given == "no token"
