@@ -96,7 +96,7 @@ def check_resources(plan: Plan) -> dict[str, Any]:
     """Return where the workers will run and whether they fit there.
 
     Ray is not started: a cluster named by RAY_ADDRESS is asked when the run starts. Raises InputError
-    `too_few_resources` for this machine, `bad_address` for a RAY_ADDRESS that is none.
+    `too_few_resources` for this machine.
     """
     cpus, gpus = float(os.cpu_count() or 1), float(torch.cuda.device_count())
     if plan.engine == "torch":

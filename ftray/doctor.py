@@ -24,7 +24,7 @@ from packaging.version import Version
 from ftray.errors import InputError
 from ftray.storage.place import Place, open_place
 from ftray.tracking import MODULES
-from ftray.train.address import ray_address, require_answer
+from ftray.train.address import AUTO, is_dashboard, ray_address, require_answer
 
 OLDEST_PYTHON = "3.11"
 IMPORT_SECONDS = 60
@@ -156,13 +156,9 @@ def _ray() -> Check:
     """Say whether workers could start, without starting Ray."""
     if importlib.util.find_spec("ray") is None:
         return _check("ray", "fail", "not installed: only compute.workers: 0 (this process) trains")
-    try:
-        address = ray_address()
-        if address is not None:
-            require_answer(address)
-            return _check("ray", "ok", f"RAY_ADDRESS={address}: jobs run there (somebody listens; not asked who)")
-    except InputError as error:
-        return _check("ray", "fail", f"{error}: {error.hint}")
+    address = ray_address()
+    if address is not None:
+        return _cluster(address)
     shared = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None
     if shared is not None and shared < SHARED_MEMORY_BYTES:
         return _check(
@@ -172,6 +168,23 @@ def _ray() -> Check:
             "which is slower (docker: --shm-size=1g)",
         )
     return _check("ray", "ok", "RAY_ADDRESS is not set: ftray starts its own Ray on this machine when a job needs one")
+
+
+def _cluster(address: str) -> Check:
+    """Say whether a cluster answers where RAY_ADDRESS leads."""
+    if address == AUTO:
+        return _check("ray", "ok", "RAY_ADDRESS=auto: jobs run on the Ray of this machine (not looked for here)")
+    if is_dashboard(address):
+        return _check(
+            "ray",
+            "warn",
+            f"RAY_ADDRESS={address} is for ftray submit; train, sweep and serve need HOST:PORT, or none",
+        )
+    try:
+        require_answer(address)
+    except InputError as error:
+        return _check("ray", "fail", f"{error}. {error.hint}")
+    return _check("ray", "ok", f"RAY_ADDRESS={address}: a cluster answers (token and versions not tried here)")
 
 
 def _compiler() -> Check:

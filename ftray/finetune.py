@@ -119,9 +119,9 @@ def _finetune(
         prepared = check(loaded, run_id=run_id, run=run)
     require_audit(prepared.audit)
     require_whole_checkpoints(loaded, prepared.plan)
-    require_workers(prepared.plan, say=say)
     # A folder that holds another job's checkpoints is refused before anything is written into it.
     find_checkpoints(run.checkpoints, run_id=run_id)
+    require_workers(prepared.plan, say=say)
     run.create()
     with run_lock(run.driver_lock), mirror.holding(DRIVER) as lease:
         # What another machine has come to since.
@@ -133,7 +133,7 @@ def _finetune(
         require_same_texts(run, run_id=run_id, digest=prepared.datasets.digests.get(REPLAY))
         write_records(loaded, prepared)
         on_plan(prepared)
-        result = train_and_evaluate(loaded, prepared, display, lease=lease)
+        result = train_and_evaluate(loaded, prepared, display, say=say, lease=lease)
         if lease is not None:
             lease.verify()
         write_result(mirror, run, result)
@@ -260,15 +260,12 @@ def require_audit(report: AuditReport) -> None:
     )
 
 
-def require_workers(plan: Plan, *, say: Callable[[str], None], wanted: int | None = None) -> None:
-    """Refuse more workers than this machine, or the cluster of RAY_ADDRESS, holds; starts nothing.
-
-    `say` is told of a wait for nodes; `wanted`: workers that nodes are asked for, where more are of use.
-    """
+def require_workers(plan: Plan, *, say: Callable[[str], None]) -> None:
+    """Refuse more workers than this machine, or the cluster of RAY_ADDRESS, holds; `say` is told of a wait."""
     if plan.engine == "deepspeed":
         from ftray.train.cluster import require_place
 
-        require_place(plan, wanted=wanted, say=say)
+        require_place(plan, say=say)
 
 
 def join_cluster() -> None:
@@ -332,13 +329,18 @@ def replay_record(datasets: Datasets) -> dict[str, Any] | None:
 
 
 def train_and_evaluate(
-    loaded: LoadedJob, prepared: Prepared, display: Display, *, lease: Lease | None = None
+    loaded: LoadedJob,
+    prepared: Prepared,
+    display: Display,
+    *,
+    say: Callable[[str], None],
+    lease: Lease | None = None,
 ) -> dict[str, Any]:
     """Run the workers and return result.json, also when they fail. `lease`: what this process holds on the run."""
     started_at, started = now(), time.perf_counter()
     display = also_measured(display, loaded, prepared)
     try:
-        outcome = run_workers(loaded, prepared, display, lease)
+        outcome = run_workers(loaded, prepared, display, say=say, lease=lease)
         if outcome["data_digests"] != prepared.datasets.digests:
             raise RunError(
                 "the workers read other data than this process checked: a file changed in between",
@@ -390,7 +392,14 @@ def also_measured(display: Display, loaded: LoadedJob, prepared: Prepared) -> Di
     return show
 
 
-def run_workers(loaded: LoadedJob, prepared: Prepared, display: Display, lease: Lease | None = None) -> dict[str, Any]:
+def run_workers(
+    loaded: LoadedJob,
+    prepared: Prepared,
+    display: Display,
+    *,
+    say: Callable[[str], None],
+    lease: Lease | None = None,
+) -> dict[str, Any]:
     """Run the worker function in this process or on Ray Train; what it has left is here then."""
     from ftray.work import WorkOrder, run_ray_worker, work
 
@@ -409,7 +418,9 @@ def run_workers(loaded: LoadedJob, prepared: Prepared, display: Display, lease: 
     run, mirror = prepared.run, order.mirror
     try:
         with following(run.metrics, display, mirror=mirror):
-            outcome = launch(run_ray_worker, {"order": order}, plan=prepared.plan, run=run.root, place=loaded.place)
+            outcome = launch(
+                run_ray_worker, {"order": order}, plan=prepared.plan, run=run.root, place=loaded.place, say=say
+            )
     except BaseException:
         with contextlib.suppress(RunError):
             mirror.fetch(is_training_record)

@@ -142,15 +142,12 @@ def test_more_workers_than_this_machine_has_are_refused_without_ray(folder: Path
 
 
 def test_a_cluster_is_not_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "nowhere:1")
+    monkeypatch.setenv("RAY_ADDRESS", "http://nowhere:8265")
     record = check_job(load(folder, "compute.workers=1000", "compute.gpus_per_worker=1"))
     assert record["resources"]["fits"] is None
-    assert "nowhere:1" in record["resources"]["where"]
+    assert "http://nowhere:8265" in record["resources"]["where"]
     assert record["time"]["train_seconds"] is None
     assert "unknown time" in shown(record)
-    monkeypatch.setenv("RAY_ADDRESS", "http://nowhere:8265")
-    with pytest.raises(InputError, match="is no address"):
-        check_job(load(folder, "compute.workers=1"))
 
 
 def test_unknown_target_modules_are_refused(folder: Path) -> None:

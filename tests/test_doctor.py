@@ -51,7 +51,9 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     monkeypatch.setenv("OMP_NUM_THREADS", "4096")
     assert "only local folders" in doctor._hub()["detail"]
-    assert "RAY_ADDRESS=auto" in doctor._ray()["detail"]
+    assert "not looked for" in doctor._ray()["detail"]
+    monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
+    assert (doctor._ray()["status"], "HOST:PORT" in doctor._ray()["detail"]) == ("warn", True)
     assert doctor._threads()["status"] == "warn"
     monkeypatch.delenv("HF_HUB_OFFLINE")
     assert "not tried here" in doctor._hub()["detail"]

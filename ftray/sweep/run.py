@@ -17,7 +17,7 @@ from ftray import __version__
 from ftray.artifacts import digest_of, now, read_json, require_writable, run_lock, write_json
 from ftray.campaign import Config, Ledger, SweepDirectory
 from ftray.errors import InputError, Interrupted, RunError
-from ftray.finetune import require_registrable, require_workers, sample_replay
+from ftray.finetune import require_registrable, sample_replay
 from ftray.job import LoadedJob, evaluate_digest
 from ftray.model.base import identify
 from ftray.observe import spans
@@ -87,7 +87,7 @@ def _sweep(loaded: LoadedJob, *, display: Display, forced: str | None) -> dict[s
         return {**earlier, "reused": True}
     display.say("Checking the job, its data, its model and its space")
     campaign = prepare_campaign(loaded, sweep_id=sweep_id, forced=forced)
-    require_place_for(campaign, display.say)
+    room = require_place_for(campaign, display.say)
     require_writable(directory.trials, hint="Choose another place with --storage DIR, or the job's `storage`.")
     with run_lock(directory.driver_lock), mirror.holding(DRIVER) as lease:
         # What another machine has come to since.
@@ -96,6 +96,8 @@ def _sweep(loaded: LoadedJob, *, display: Display, forced: str | None) -> dict[s
             display.say("Sampling texts from the base to rehearse them")
             sample_replay(loaded, campaign.prepared, lambda done, total: None)
             campaign = prepare_campaign(loaded, sweep_id=sweep_id, forced=forced)
+            # Nodes that nobody used meanwhile may have been given back.
+            require_place_for(campaign, display.say, most=room)
         write_records(campaign)
         mirror.publish(directory.job.name, directory.audit.name)
         display.on_plan(campaign.to_record())
@@ -103,15 +105,25 @@ def _sweep(loaded: LoadedJob, *, display: Display, forced: str | None) -> dict[s
             return run_campaign(campaign, display, began=began, tenure=lease.number if lease else None)
 
 
-def require_place_for(campaign: Campaign, say: Callable[[str], None]) -> None:
-    """Refuse workers, or GPUs for one of them, that there are not. A shared base has a place wherever a process has."""
+def require_place_for(campaign: Campaign, say: Callable[[str], None], *, most: int | None = None) -> int:
+    """Refuse a campaign for whose workers there are no nodes; return for how many there are.
+
+    As many as the job asks for are waited for, but no more than `most`; `say` is told of it.
+    """
+    from ftray.train.cluster import require_place
+
     plan, asked = campaign.prepared.plan, campaign.settings.workers
     trainers = 1 if asked == "auto" else min(asked, campaign.num_trials)
     if campaign.mode == "trainers":
-        require_workers(plan, wanted=trainers * plan.workers, say=say)
+        wanted = trainers * plan.workers
+        room = require_place(plan, wanted=wanted if most is None else min(wanted, most), say=say)
+        # It knows the nodes now.
         require_one_node(campaign.loaded.place)
-    elif plan.gpus_per_worker > 0:
-        require_workers(replace(plan, workers=1, min_workers=1), wanted=trainers, say=say)
+        return room
+    # What a shared base takes, whatever a worker of the job would.
+    gpus = 1.0 if plan.engine == "deepspeed" and plan.gpus_per_worker > 0 else 0.0
+    trainer = replace(plan, workers=1, min_workers=1, cpus_per_worker=1.0, gpus_per_worker=gpus)
+    return require_place(trainer, wanted=trainers if most is None else min(trainers, most), say=say)
 
 
 def finished_record(directory: SweepDirectory, loaded: LoadedJob) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from ftray.errors import InputError
-from ftray.train.address import NEARBY, no_cluster, ray_address, refused, require_answer
+from ftray.train.address import ray_address, refused, require_answer
 from ftray.train.plan import Plan
 
 OBJECT_STORE_BYTES = 300 * 2**20
@@ -26,25 +26,28 @@ WAIT_VARIABLE = "FTRAY_WAIT_FOR_NODES"
 """Seconds that a command waits for nodes; without it only those that are up count."""
 WAITING = f"{WAIT_VARIABLE}=SECONDS waits for them"
 LOOK_SECONDS = 1.0
+MORE_SECONDS = 120.0
+"""How long nodes that a job can do without may keep it waiting."""
 
 
-def require_place(plan: Plan, *, wanted: int | None = None, say: Say = lambda line: None) -> None:
-    """Raise InputError `too_few_resources` when there are no nodes for the workers.
+def require_place(plan: Plan, *, wanted: int | None = None, say: Say) -> int:
+    """Return how many workers there are nodes for. Raises InputError `too_few_resources` when they are too few.
 
     Looks at the running Ray, or the cluster of RAY_ADDRESS, or this machine, where Ray would be started. With
     FTRAY_WAIT_FOR_NODES it waits for nodes that a cluster's autoscaler adds.
 
-    `wanted`: workers that nodes are asked for, where more than the plan's are of use. `say` is told that it waits.
+    `wanted`: workers that nodes are asked for, where more than the plan's fewest are of use. `say` is told of a wait.
     """
-    if not ray.is_initialized() and ray_address() is None:
-        require_resources(plan, [{"CPU": float(os.cpu_count() or 1), "GPU": float(_gpus())}], "this machine")
-        return
     seconds = seconds_to_wait()
+    if ray_address() is None:
+        if ray.is_initialized():
+            return require_resources(plan, cluster_nodes(), "the Ray cluster")
+        return require_resources(plan, [{"CPU": float(os.cpu_count() or 1), "GPU": float(_gpus())}], "this machine")
     connect()
-    ask_for_nodes(plan, wanted or plan.min_workers, seconds=seconds, say=say)
+    ask_for_nodes(plan, max(wanted or 0, plan.min_workers), seconds=seconds, say=say)
     where = f"after {seconds:g} s the Ray cluster" if seconds else "the Ray cluster"
-    advice = "" if seconds or ray_address() is None else f" Where an autoscaler adds nodes, {WAITING}."
-    require_resources(plan, cluster_nodes(), where, advice=advice)
+    advice = "" if seconds else f" Where an autoscaler adds nodes, {WAITING}."
+    return require_resources(plan, cluster_nodes(), where, advice=advice)
 
 
 def seconds_to_wait() -> float:
@@ -68,20 +71,26 @@ def seconds_to_wait() -> float:
 def ask_for_nodes(plan: Plan, wanted: int, *, seconds: float, say: Say) -> None:
     """Wait until the nodes hold so many of the plan's workers, `seconds` at most.
 
-    They are asked for with a placement group, which every autoscaler sees; it is given back when they are there. An
-    autoscaler leaves nodes that nobody uses for a while, long enough to start workers on them.
+    Beyond the fewest of the plan, only as long as nodes come. Each worker is asked for with a placement group of its
+    own, which every autoscaler sees (one for all would be taken or left as a whole); they are given back when the nodes
+    are there. An autoscaler leaves nodes that nobody uses for a while, long enough to start workers on them.
     """
     there = fitting_workers(plan, cluster_nodes())
     if there >= wanted or not seconds:
         return
     say(f"The cluster has nodes for {there} of {wanted} workers: waiting up to {seconds:g} s for its autoscaler's")
-    group = placement_group([worker_resources(plan)] * wanted)
-    until = time.monotonic() + seconds
+    now = time.monotonic()
+    until, patience = now + seconds, now + MORE_SECONDS
+    groups = [placement_group([worker_resources(plan)]) for _ in range(wanted)]
     try:
-        while fitting_workers(plan, cluster_nodes()) < wanted and time.monotonic() < until:
+        while there < wanted and now < (until if there < plan.min_workers else min(until, patience)):
             time.sleep(LOOK_SECONDS)
+            before, there, now = there, fitting_workers(plan, cluster_nodes()), time.monotonic()
+            if there > before:
+                patience = now + MORE_SECONDS
     finally:
-        remove_placement_group(group)
+        for group in groups:
+            remove_placement_group(group)
 
 
 def connect() -> bool:
@@ -100,17 +109,18 @@ def connect() -> bool:
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError) as error:
+        # Without an address Ray would join one that was started on this machine before.
+        ray.init(address=address or "local", **options)
+    except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         if address is None:
             raise
-        if address in NEARBY:
-            raise no_cluster(address, "there is no Ray on this machine") from error
-        raise refused(address, str(error)) from error
-    if threading.current_thread() is threading.main_thread():
-        # Ray's own handlers abort the process, without a result and without ending what was started.
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        raise refused(address, error) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            # Ray's own handlers abort the process, without a result and without ending what was started.
+            for number, handler in handlers.items():
+                if handler is not None:
+                    signal.signal(number, handler)
     return True
 
 
@@ -130,14 +140,14 @@ def cluster_nodes() -> list[Resources]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def require_resources(plan: Plan, nodes: Sequence[Resources], where: str, *, advice: str = "") -> None:
-    """Refuse more workers than these nodes can ever hold: a worker stands on one node, whole.
+def require_resources(plan: Plan, nodes: Sequence[Resources], where: str, *, advice: str = "") -> int:
+    """Return how many workers these nodes can hold: each stands on one, whole. Raises InputError where too few.
 
     `advice`: what else can be done about it.
     """
     most = fitting_workers(plan, nodes)
     if plan.min_workers <= most:
-        return
+        return most
     cpus, gpus = (sum(float(node.get(kind, 0)) for node in nodes) for kind in ("CPU", "GPU"))
     need_cpus, need_gpus = plan.min_workers * plan.cpus_per_worker, plan.min_workers * plan.gpus_per_worker
     nodes_word = f" on {len(nodes)} nodes" if len(nodes) > 1 else ""

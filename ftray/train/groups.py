@@ -45,13 +45,14 @@ def remove_group(group_id: str) -> None:
 def remove_idle_groups(spared: Set[str]) -> None:
     """Give back what a controller that has died has left, of this job's; not what was there before, `spared`.
 
-    Waits up to IDLE_SECONDS for the workers that were its own to end, and as long again before it gives back.
+    Waits for workers that were its own to end, and looks at each group as long as its own Ray Train would leave it
+    empty: three times IDLE_SECONDS at most.
     """
-    until = time.monotonic() + IDLE_SECONDS
-    while not (seen := idle_groups() - spared):
-        if not groups_of_this_job().keys() - spared or time.monotonic() > until:
-            return
+    until = time.monotonic() + 3 * IDLE_SECONDS
+    since: dict[str, float] = {}
+    while (left := groups_of_this_job().keys() - spared) and time.monotonic() < until:
+        now, idle = time.monotonic(), idle_groups()
+        since = {one: since.get(one, now) for one in left & idle}
+        for group_id in [one for one, first in since.items() if now - first >= IDLE_SECONDS]:
+            remove_group(group_id)
         time.sleep(LOOK_SECONDS)
-    time.sleep(IDLE_SECONDS)
-    for group_id in seen & idle_groups():
-        remove_group(group_id)

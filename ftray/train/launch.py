@@ -108,45 +108,46 @@ def launch(
     place: Place | None = None,
     passed: Mapping[str, str] | None = None,
     secrets: Secrets | None = None,
+    say: Callable[[str], None] = lambda line: None,
     trainer_class: type = TorchTrainer,
 ) -> dict[str, Any]:
     """Run `worker(payload)` on every worker; return rank 0's small dict.
 
     `run`: the run's folder; `place`: the storage it is in, where that is no folder that all workers reach.
     `passed`, `secrets`: environment that workers get, where that of this process is not the user's; as `passed_on` and
-    `own_secrets` give it.
+    `own_secrets` give it. `say` is told of a wait for nodes.
     Raises the FtrayError a worker raised, or RunError `node` when workers were lost more often than allowed.
     """
     started_here = connect()
-    require_place(plan)
-    place = place or Place(str(run.parent))
-    mirror = place.mirror(run)
-    mirror.remove(ERROR_NOTE)
-    # The stubs that ray.train exports are those of its first version; at run time these are the second's.
-    train: Any = ray.train
-    trainer: Any = cast("Any", trainer_class)(
-        _run_worker,
-        train_loop_config={
-            "worker": worker,
-            "payload": payload,
-            "place": place,
-            "run": run,
-            "secrets": secrets or own_secrets(),
-        },
-        torch_config=NodeAddresses(backend="nccl" if plan.gpus_per_worker else "gloo"),
-        scaling_config=train.ScalingConfig(
-            num_workers=plan.workers if plan.min_workers == plan.workers else (plan.min_workers, plan.workers),
-            use_gpu=plan.gpus_per_worker > 0,
-            resources_per_worker=worker_resources(plan),
-        ),
-        run_config=train.RunConfig(
-            name="checkpoints",
-            storage_path=str(run),
-            failure_config=train.FailureConfig(max_failures=plan.max_failures, controller_failure_limit=1),
-            worker_runtime_env={"env_vars": worker_environment(has_gpu=plan.gpus_per_worker > 0, passed=passed)},
-        ),
-    )
     try:
+        require_place(plan, say=say)
+        place = place or Place(str(run.parent))
+        mirror = place.mirror(run)
+        mirror.remove(ERROR_NOTE)
+        # The stubs that ray.train exports are those of its first version; at run time these are the second's.
+        train: Any = ray.train
+        trainer: Any = cast("Any", trainer_class)(
+            _run_worker,
+            train_loop_config={
+                "worker": worker,
+                "payload": payload,
+                "place": place,
+                "run": run,
+                "secrets": secrets or own_secrets(),
+            },
+            torch_config=NodeAddresses(backend="nccl" if plan.gpus_per_worker else "gloo"),
+            scaling_config=train.ScalingConfig(
+                num_workers=plan.workers if plan.min_workers == plan.workers else (plan.min_workers, plan.workers),
+                use_gpu=plan.gpus_per_worker > 0,
+                resources_per_worker=worker_resources(plan),
+            ),
+            run_config=train.RunConfig(
+                name="checkpoints",
+                storage_path=str(run),
+                failure_config=train.FailureConfig(max_failures=plan.max_failures, controller_failure_limit=1),
+                worker_runtime_env={"env_vars": worker_environment(has_gpu=plan.gpus_per_worker > 0, passed=passed)},
+            ),
+        )
         outcome = _fit(trainer, retries=plan.max_failures)
     except SystemExit as error:
         # Ray Train takes Ctrl-C for itself and ends the process with exit code 0, as if the run had been finished.
@@ -178,15 +179,15 @@ def _fit(trainer: Any, *, retries: int) -> Any:
         except train.ControllerError as error:
             if _has_no_room(str(error)):
                 waits -= 1
-                is_last = waits <= 0
+                ends = waits <= 0
             else:
-                is_last = retries == 0 or _cause(error).kind != "node"
+                ends = retries == 0 or _cause(error).kind != "node"
                 retries -= 1
-            if is_last:
-                remove_idle_groups(spared=before)
-                raise
-        # Out of the handler: the error's frames hold the controller, and that its workers.
+            # What its frames hold would live as long as it does: the controller, and that its workers.
+            given_up = error.with_traceback(None) if ends else None
         remove_idle_groups(spared=before)
+        if given_up is not None:
+            raise given_up
 
 
 @contextlib.contextmanager
@@ -196,7 +197,7 @@ def own_interrupt() -> Iterator[None]:
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread() and before is not None:
             signal.signal(signal.SIGINT, before)
 
 

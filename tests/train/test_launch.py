@@ -287,7 +287,7 @@ def test_more_workers_than_there_can_be_are_refused_without_waiting(world: Any, 
 
 def test_a_connection_that_is_there_is_used(tiny: ModuleType, cluster: None) -> None:
     assert connect() is False
-    require_place(tiny.plan(workers=RAY_CPUS))
+    require_place(tiny.plan(workers=RAY_CPUS), say=pytest.fail)
 
 
 @pytest.mark.parametrize(
