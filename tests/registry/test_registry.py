@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import secrets
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -333,18 +334,17 @@ def test_a_store_that_looks_before_it_creates_is_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("url", "kind"), [("nothing://a/b", "bad_store"), ("s3://bucket/registry", "missing_package")])
-def test_a_url_that_nothing_opens_is_bad_input(url: str, kind: str, tmp_path: Path) -> None:
-    pytest.importorskip("fsspec")
-    if url.startswith("s3"):
-        try:
-            import s3fs  # type: ignore[import-not-found]  # noqa: F401
-        except ImportError:
-            pass
-        else:
-            pytest.skip("s3fs is installed")
+def test_a_url_that_nothing_opens_is_bad_input(
+    url: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = pytest.importorskip("fsspec.registry")
+    # As where the extra is not installed, and has not been imported before.
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(registry._registry, "s3", raising=False)
     with pytest.raises(InputError) as refused:
         open_registry(tmp_path, url)
     assert refused.value.kind == kind
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_where_the_registry_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
