@@ -21,10 +21,11 @@ from ftray.audit.table import spell_rows
 from ftray.doctor import free_memory
 from ftray.errors import InputError
 from ftray.estimate import MemoryEstimate, estimate_memory, estimate_time, forward_load, measure_shape
-from ftray.finetune import Prepared, check, finished_result, replay_record, require_audit
 from ftray.job import LoadedJob, run_directory, run_id_of
+from ftray.preflight import Prepared, check, require_audit
 from ftray.prepare import Datasets
 from ftray.ranges import Advice, advise
+from ftray.run_records import finished_result, replay_record
 from ftray.speed import worker_speed
 from ftray.sweep.prepare import plan_campaign, sweep_id_of
 from ftray.tracking import require_trackers

@@ -26,10 +26,11 @@ from ftray.evaluate.config import LOWER_IS_BETTER, Metric
 from ftray.evaluate.metrics import estimate
 from ftray.evaluate.predict import Asked, predict_task
 from ftray.evaluate.tasks import Task, build_task
-from ftray.finetune import Display, Prepared, finetune
+from ftray.finetune import Display, finetune
 from ftray.job import LoadedJob
 from ftray.model.base import load_model, own_device
 from ftray.model.forward import layout_for
+from ftray.preflight import Prepared
 from ftray.tracking import current_lines
 from ftray.work import prepare_data
 

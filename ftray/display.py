@@ -24,7 +24,7 @@ from ftray.observe.log import LEVELS, PROCESS, is_json
 from ftray.summary import duration, shown
 
 if TYPE_CHECKING:
-    from ftray.finetune import Prepared
+    from ftray.preflight import Prepared
 
 NAMES = {
     "train/loss": "loss",

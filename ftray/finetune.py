@@ -6,64 +6,48 @@ Everything that can be wrong is found before anything is started; everything tha
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any
 
-from ftray import __version__
 from ftray.artifacts import RunDirectory, now, read_json, run_lock, write_json
-from ftray.audit.report import AuditReport
-from ftray.audit.table import spell_rows
 from ftray.data.conversations import REPLAY
-from ftray.errors import (
-    FAILURE_KINDS,
-    OUT_OF_MEMORY_HINT,
-    FtrayError,
-    InputError,
-    Interrupted,
-    RunError,
-    is_out_of_memory,
-)
+from ftray.errors import OUT_OF_MEMORY_HINT, InputError, Interrupted, RunError, is_out_of_memory
 from ftray.follow import following
-from ftray.job import LoadedJob, evaluate_digest, run_directory, run_id_of
-from ftray.model.base import identify, own_precision
+from ftray.job import LoadedJob, run_directory, run_id_of
+from ftray.model.base import own_precision
 from ftray.observe.measures import RunMeasures
 from ftray.observe.ray_measures import RayInstruments
 from ftray.observe.spans import root, span
-from ftray.prepare import Datasets
+from ftray.preflight import (
+    Prepared,
+    check,
+    require_audit,
+    require_registrable,
+    require_whole_checkpoints,
+    require_workers,
+)
 from ftray.registry.registry import open_registry
 from ftray.registry.store import RECORD_FILE
+from ftray.run_records import (
+    FINISHED,
+    failed_outcome,
+    finished_result,
+    result_record,
+    with_own_paths,
+    write_records,
+    write_report,
+    write_result,
+)
 from ftray.storage.lease import Lease
-from ftray.storage.mirror import DRIVER, Mirror, is_record, of_training
+from ftray.storage.mirror import DRIVER, is_record, of_training
 from ftray.tracking import require_trackers
-from ftray.train.batches import count_labels
 from ftray.train.checkpoint import find_checkpoints
-from ftray.train.plan import DataCounts, Machine, Plan, make_plan
 
-PACKAGES = ("ray", "torch", "transformers", "peft", "deepspeed", "datasets")
-FINISHED = ("completed", "early_stopped")
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray's Jobs API in the environment of a command that it runs."""
 Display = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """A job that has been checked against its data and machine."""
-
-    run_id: str
-    run: RunDirectory
-    datasets: Datasets
-    plan: Plan
-
-    @property
-    def audit(self) -> AuditReport:
-        """What the dataset gate found."""
-        assert self.datasets.audit is not None, "the process that checks a job audits its rows"
-        return self.datasets.audit
 
 
 def finetune(
@@ -130,10 +114,12 @@ def _finetune(
             sample_replay(loaded, prepared, on_sampling)
             prepared = check(loaded, run_id=run_id, run=run)
             require_audit(prepared.audit)
+            # Nodes that nobody used meanwhile may have been given back.
+            require_workers(prepared.plan, say=say)
         require_same_texts(run, run_id=run_id, digest=prepared.datasets.digests.get(REPLAY))
         write_records(loaded, prepared)
         on_plan(prepared)
-        result = train_and_evaluate(loaded, prepared, display, say=say, lease=lease)
+        result = train_and_evaluate(loaded, prepared, display, lease=lease)
         if lease is not None:
             lease.verify()
         write_result(mirror, run, result)
@@ -141,18 +127,6 @@ def _finetune(
             write_report(run, mirror)
             result = register(loaded, run, result)
     return result
-
-
-def write_result(mirror: Mirror, run: RunDirectory, result: dict[str, Any]) -> None:
-    """Write result.json, and publish it."""
-    write_json(run.result, result)
-    mirror.publish(run.result.name)
-
-
-def require_registrable(loaded: LoadedJob) -> None:
-    """Refuse, before anything is started, a name that the registry could not take at the end."""
-    if not loaded.smoke:
-        open_registry(loaded.storage, loaded.place.registry_url).require_free(loaded.job.name)
 
 
 def register(loaded: LoadedJob, run: RunDirectory, result: dict[str, Any]) -> dict[str, Any]:
@@ -176,119 +150,12 @@ def register(loaded: LoadedJob, run: RunDirectory, result: dict[str, Any]) -> di
     return result
 
 
-def finished_result(run: RunDirectory, loaded: LoadedJob) -> dict[str, Any] | None:
-    """Return the result of a finished run of this job, evaluated as the job now says; else None."""
-    if not run.result.exists():
-        return None
-    result: dict[str, Any] = read_json(run.result)
-    same_evaluation = result.get("evaluate_digest") == evaluate_digest(loaded)
-    if result["status"] not in FINISHED or not same_evaluation:
-        return None
-    return result if loaded.place.url is None else with_own_paths(result, run)
-
-
-def with_own_paths(result: dict[str, Any], run: RunDirectory) -> dict[str, Any]:
-    """Return result.json with the paths of this machine's working copy, where another one wrote it."""
-    adapter = result["adapter"] and {**result["adapter"], "path": str(run.adapter)}
-    return {**result, "path": str(run.root), "adapter": adapter}
-
-
-def check(loaded: LoadedJob, *, run_id: str, run: RunDirectory) -> Prepared:
-    """Read the data, run the gate, make the plan. Raises InputError for whatever is wrong."""
-    from ftray.estimate import measure_shape
-    from ftray.evaluate.lm_eval import require_lm_eval, spell_lm_eval
-    from ftray.work import build_tasks, prepare_data
-
-    # Before any data is read: a wrong target module must not wait for the workers to be found.
-    shape = measure_shape(loaded.job.model, loaded.job.method)
-    require_lm_eval(loaded.job.evaluate.lm_eval_probes, stage=loaded.job.compute.deepspeed.stage)
-    datasets = prepare_data(loaded, may_stand_in=True)
-    _, final = build_tasks(loaded.job, datasets)
-    unseen = [spell_lm_eval(task) for task in final.tasks if task.lm_eval is not None]
-    datasets = replace(datasets, notes=[*datasets.notes, *unseen])
-    lengths = [len(example.tokens) for example in datasets.train]
-    of_task = [example for example in datasets.train if example.dataset != REPLAY]
-    counts = DataCounts(
-        train_rows=len(datasets.train),
-        train_tokens=sum(lengths),
-        train_labels=count_labels(datasets.train),
-        longest=max(lengths),
-        validation_rows=len(datasets.validation),
-        test_rows=len(datasets.test or []),
-        task_rows=len(of_task),
-        task_labels=count_labels(of_task),
-    )
-    plan = make_plan(
-        method=loaded.job.method,
-        train=loaded.job.train,
-        compute=loaded.job.compute,
-        data=counts,
-        machine=describe_machine(loaded),
-        max_length=datasets.max_length,
-        sequence_packing=loaded.job.data.sequence_packing,
-        seed=loaded.job.seed,
-        trained_parameters=shape.trained,
-    )
-    return Prepared(run_id=run_id, run=run, datasets=datasets, plan=plan)
-
-
-def describe_machine(loaded: LoadedJob) -> Machine:
-    """Return what a worker has: by the job's word where workers run elsewhere, by looking where it is this process."""
-    import torch
-
-    in_process = loaded.job.compute.workers == 0
-    has_gpu = torch.cuda.is_available() if in_process else loaded.job.compute.gpus_per_worker > 0
-    return Machine(has_gpu=has_gpu, has_bf16=not torch.cuda.is_available() or torch.cuda.is_bf16_supported())
-
-
-def require_audit(report: AuditReport) -> None:
-    """Raise InputError `audit_failed` when the dataset gate fails."""
-    record = report.to_record()
-    if record["status"] != "fail":
-        return
-    failed = [one for one in record["checks"] if one["status"] == "fail" and not one["accepted"]]
-    names = ", ".join(f"{one['name']} ({one['count']} of {one['rows']} rows)" for one in failed)
-    raise InputError(
-        f"the dataset gate failed: {names}",
-        kind="audit_failed",
-        given=[f"{one['name']}: {spell_rows(one['examples'])}" if one["examples"] else one["name"] for one in failed],
-        allowed="data that passes the gate, or a job that accepts the check by name with a reason",
-        # Of two overlaps that ask for the same change the second is the wider one.
-        hint=" ".join({one["fix"].partition(":")[2]: one["fix"] for one in failed}.values())
-        + f" Or accept it: audit: {{accept: [{{check: {failed[0]['name']}, reason: ...}}]}}.",
-        path="audit.accept",
-    )
-
-
-def require_workers(plan: Plan, *, say: Callable[[str], None]) -> None:
-    """Refuse more workers than this machine, or the cluster of RAY_ADDRESS, holds; `say` is told of a wait."""
-    if plan.engine == "deepspeed":
-        from ftray.train.cluster import require_place
-
-        require_place(plan, say=say)
-
-
 def join_cluster() -> None:
     """Connect to the cluster that this command was submitted to: it trains alone, and its numbers are the cluster's."""
     if SUBMITTED in os.environ:
         from ftray.train.cluster import connect
 
         connect()
-
-
-def require_whole_checkpoints(loaded: LoadedJob, plan: Plan) -> None:
-    """Raise InputError where each worker writes a part of a checkpoint, and only rank 0 publishes what it writes."""
-    if loaded.place.url is None or plan.method != "full" or plan.workers <= 1:
-        return
-    raise InputError(
-        f"full fine-tuning by {plan.workers} workers writes a part of each checkpoint on every worker, and "
-        f"{loaded.place.url} takes only what one of them writes",
-        kind="incompatible",
-        given={"workers": plan.workers, "storage": loaded.place.url},
-        allowed="a folder that all workers share; or LoRA; or one worker",
-        hint="Name a shared folder: --storage DIR; or set compute.workers: 1, or method.kind: lora.",
-        path="storage",
-    )
 
 
 def sample_replay(loaded: LoadedJob, prepared: Prepared, on_sampling: Callable[[int, int], None]) -> None:
@@ -302,45 +169,14 @@ def sample_replay(loaded: LoadedJob, prepared: Prepared, on_sampling: Callable[[
     loaded.place.mirror(sampling.texts.file.parent).publish(sampling.texts.file.name)
 
 
-def write_records(loaded: LoadedJob, prepared: Prepared) -> None:
-    """Write job.json, audit.json and plan.json, and publish them: what ran is what is written here."""
-    job, run = loaded.job, prepared.run
-    record = {
-        "schema": "ftray/job/1",
-        "run_id": prepared.run_id,
-        "smoke": loaded.smoke,
-        "attempt_salt": loaded.attempt_salt,
-        "base_folder": str(loaded.base),
-        "job": job.model_dump(mode="json", exclude={"serve"}),
-        "model_digest": identify(job.model).digest,
-        "data_digests": prepared.datasets.digests,
-        "replay": replay_record(prepared.datasets),
-        "ftray_version": __version__,
-    }
-    write_json(run.job, record)
-    write_json(run.audit, prepared.audit.to_record())
-    write_json(run.plan, prepared.plan.to_record())
-    loaded.place.mirror(run.root).publish(run.job.name, run.audit.name, run.plan.name)
-
-
-def replay_record(datasets: Datasets) -> dict[str, Any] | None:
-    """Return what the records say about replay; None without it."""
-    return datasets.replay.to_record() if datasets.replay else None
-
-
 def train_and_evaluate(
-    loaded: LoadedJob,
-    prepared: Prepared,
-    display: Display,
-    *,
-    say: Callable[[str], None],
-    lease: Lease | None = None,
+    loaded: LoadedJob, prepared: Prepared, display: Display, *, lease: Lease | None = None
 ) -> dict[str, Any]:
     """Run the workers and return result.json, also when they fail. `lease`: what this process holds on the run."""
     started_at, started = now(), time.perf_counter()
     display = also_measured(display, loaded, prepared)
     try:
-        outcome = run_workers(loaded, prepared, display, say=say, lease=lease)
+        outcome = run_workers(loaded, prepared, display, lease)
         if outcome["data_digests"] != prepared.datasets.digests:
             raise RunError(
                 "the workers read other data than this process checked: a file changed in between",
@@ -392,14 +228,7 @@ def also_measured(display: Display, loaded: LoadedJob, prepared: Prepared) -> Di
     return show
 
 
-def run_workers(
-    loaded: LoadedJob,
-    prepared: Prepared,
-    display: Display,
-    *,
-    say: Callable[[str], None],
-    lease: Lease | None = None,
-) -> dict[str, Any]:
+def run_workers(loaded: LoadedJob, prepared: Prepared, display: Display, lease: Lease | None = None) -> dict[str, Any]:
     """Run the worker function in this process or on Ray Train; what it has left is here then."""
     from ftray.work import WorkOrder, run_ray_worker, work
 
@@ -418,9 +247,7 @@ def run_workers(
     run, mirror = prepared.run, order.mirror
     try:
         with following(run.metrics, display, mirror=mirror):
-            outcome = launch(
-                run_ray_worker, {"order": order}, plan=prepared.plan, run=run.root, place=loaded.place, say=say
-            )
+            outcome = launch(run_ray_worker, {"order": order}, plan=prepared.plan, run=run.root, place=loaded.place)
     except BaseException:
         with contextlib.suppress(RunError):
             mirror.fetch(is_training_record)
@@ -432,75 +259,3 @@ def run_workers(
 def is_training_record(name: str) -> bool:
     """Return whether a file is what workers leave to whoever started them."""
     return of_training(name) and is_record(name)
-
-
-def failed_outcome(status: str, error: FtrayError | None) -> dict[str, Any]:
-    """Return result.json's fields for a run that has nothing to show."""
-    kind = error.kind if error and error.kind in FAILURE_KINDS else "unknown"
-    message = ". ".join(part.rstrip(".") for part in (error.message, error.hint) if part) if error else ""
-    return {
-        "status": status,
-        "verdict": "none",
-        "verdict_reasons": [],
-        "steps": 0,
-        "epochs": 0.0,
-        "tokens": 0,
-        "label_tokens": 0,
-        "tokens_per_second": 0.0,
-        "peak_memory_bytes": 0,
-        "optimizer_bytes_per_rank": [],
-        "seconds": {"startup": 0.0, "train": 0.0, "evaluate": 0.0, "checkpoint": 0.0},
-        "selected": None,
-        "test": None,
-        "forgetting": None,
-        "adapter": None,
-        "registered": None,
-        "failure": {"kind": kind, "message": message, "given": error.given} if error else None,
-    }
-
-
-def result_record(
-    loaded: LoadedJob, prepared: Prepared, outcome: dict[str, Any], started_at: str, started: float
-) -> dict[str, Any]:
-    """Return result.json."""
-    from ftray.tracking import next_attempt
-
-    plan = prepared.plan
-    total = time.perf_counter() - started
-    return {
-        "schema": "ftray/result/1",
-        "run_id": prepared.run_id,
-        "name": loaded.job.name,
-        "path": str(prepared.run.root),
-        "url": loaded.place.spell(prepared.run.root) if loaded.place.url else None,
-        "smoke": loaded.smoke,
-        "reused": False,
-        "attempts": next_attempt(prepared.run.metrics) - 1,
-        "method": plan.method,
-        "engine": plan.engine,
-        "zero_stage": plan.stage,
-        "workers": plan.workers,
-        "mode_reason": plan.mode_reason,
-        "failure": None,
-        **outcome,
-        "seconds": {**outcome["seconds"], "startup": _startup(outcome["seconds"], total), "total": total},
-        "data_digests": prepared.datasets.digests,
-        "replay": replay_record(prepared.datasets),
-        "evaluate_digest": evaluate_digest(loaded),
-        "versions": {"ftray": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}},
-        "started_at": started_at,
-        "ended_at": now(),
-    }
-
-
-def _startup(seconds: dict[str, float], total: float) -> float:
-    """Everything that is not training, evaluation or checkpoints: processes, imports, data, model, DeepSpeed."""
-    return max(0.0, total - sum(seconds[part] for part in ("train", "evaluate", "checkpoint")))
-
-
-def write_report(run: RunDirectory, mirror: Mirror) -> None:
-    """Write diagnosis.json and report.html from the records, and publish them."""
-    from ftray.report.render import render_run
-
-    render_run(run)
-    mirror.publish(run.diagnosis.name, run.report.name)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftray.finetune import Prepared, check
 from ftray.job import LoadedJob, run_directory, run_id_of
+from ftray.preflight import Prepared, check
 
 Effect = Callable[[LoadedJob, Path], Any]
 

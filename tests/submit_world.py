@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 import psutil
+import yaml
 from typer.testing import CliRunner
 
 from ftray.cli import app
@@ -44,11 +45,15 @@ def write_rows(path: Path, numbers: range) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def make_job(folder: Path, base: Path) -> Path:
+def make_job(folder: Path, base: Path, *, name: str = "boxes", **changes: dict[str, Any]) -> Path:
+    """Make the job's folder; return its file. `changes`: settings of sections that replace its own."""
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder / "train.jsonl", range(48))
     write_rows(folder / "test.jsonl", range(48, 56))
-    (folder / "job.yaml").write_text(JOB, encoding="utf-8")
+    content = yaml.safe_load(JOB) | {"name": name}
+    for section, settings in changes.items():
+        content[section] = {**content.get(section, {}), **settings}
+    (folder / "job.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     (folder / "base").symlink_to(base)
     return folder / "job.yaml"
 

@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 
 from ftray.artifacts import RunDirectory, digest_of
-from ftray.finetune import Prepared, check
 from ftray.job import LoadedJob, load_job, run_directory, run_id_of
 from ftray.model.bank import Bank
 from ftray.model.base import load_model
 from ftray.model.forward import layout_for
+from ftray.preflight import Prepared, check
 from ftray.quickstart.pretrain import tiny_base
 from ftray.quickstart.task import write_task
 from ftray.sweep.slots import Rows, SharedBase

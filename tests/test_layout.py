@@ -32,7 +32,7 @@ ROOMS = [
     {"registry"},
     {"finish"},
     {"work", "subject"},
-    {"finetune", "reevaluation", "initialise", "audit_model"},
+    {"preflight", "run_records", "finetune", "reevaluation", "initialise", "audit_model"},
     {"sweep"},
     {"serve"},
     {"submit"},

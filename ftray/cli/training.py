@@ -17,8 +17,8 @@ from ftray.cli.process import interruptible, quieten_libraries
 from ftray.errors import InputError, Interrupted
 
 if TYPE_CHECKING:
-    from ftray.finetune import Prepared
     from ftray.job import LoadedJob
+    from ftray.preflight import Prepared
 
 Fresh = Annotated[
     bool, typer.Option("--fresh", help="Make a new run, even where this job has one; its attempt is recorded.")

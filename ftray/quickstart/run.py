@@ -14,8 +14,9 @@ import yaml
 
 from ftray.artifacts import write_text
 from ftray.errors import RunError
-from ftray.finetune import Display, Prepared, finetune
+from ftray.finetune import Display, finetune
 from ftray.job import load_job
+from ftray.preflight import Prepared
 from ftray.quickstart.pretrain import make_base
 from ftray.quickstart.task import COMPLETION, PROMPT, TaskFiles, write_task
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ftray.errors import InputError
+from ftray.train.address import AUTO
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 """Ray's dashboard on this machine, or the near end of `kubectl port-forward`."""
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-AUTO = "auto"
 HINT = "Give the address of the dashboard, whose port is usually 8265: --address http://HEAD:8265."
 
 

@@ -18,10 +18,10 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient, JobType
 
 from ftray.errors import RunError
-from ftray.submit.address import AUTO
-from ftray.submit.contact import bad_token, first_answer, own_address
+from ftray.submit.contact import first_answer, own_address
 from ftray.submit.submission import ID, Submission, moment, state_of
 from ftray.submit.versions import Versions
+from ftray.train.address import AUTO, bad_token
 
 ANSWER_SECONDS = 60.0
 UPLOAD_SECONDS = 600.0

@@ -9,7 +9,8 @@ from contextlib import suppress
 import httpx
 
 from ftray.errors import InputError
-from ftray.submit.address import AUTO, HINT
+from ftray.submit.address import HINT
+from ftray.train.address import AUTO, bad_token
 
 CONNECT_SECONDS = 4.0
 FIRST_ANSWER_SECONDS = 9.0
@@ -50,17 +51,6 @@ def no_cluster(address: str, message: str) -> InputError:
         given=address,
         allowed="the dashboard of a running Ray cluster, which serves the Jobs API",
         hint=f"{HINT} On Kubernetes: kubectl port-forward service/NAME-head-svc 8265.",
-    )
-
-
-def bad_token(address: str, *, has_token: bool) -> InputError:
-    """Return what is said of a token that the cluster refuses, or misses."""
-    return InputError(
-        f"the cluster at {address} {'does not accept this token' if has_token else 'asks for a token'}",
-        kind="bad_token",
-        given="a token" if has_token else "no token",
-        allowed="the cluster's token in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH",
-        hint="`ray get-auth-token` on the head node prints it; on Kubernetes it is in the cluster's secret.",
     )
 
 

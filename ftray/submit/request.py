@@ -65,7 +65,7 @@ class Request:
         folder = self.folder(identity)
         self.loaded.place.mirror(folder).fetch(is_brief, as_reader=True)
         if self.kind == "train":
-            from ftray.finetune import finished_result
+            from ftray.run_records import finished_result
 
             return finished_result(RunDirectory(folder), self.loaded)
         from ftray.sweep.run import finished_record

@@ -10,9 +10,9 @@ from ftray.campaign import SweepDirectory
 from ftray.estimate import measure_shape
 from ftray.evaluate.config import LOWER_IS_BETTER
 from ftray.evaluate.tasks import Task
-from ftray.finetune import Prepared, check, describe_machine, require_audit
 from ftray.finish import FinalTasks
 from ftray.job import LoadedJob, identity, run_directory, run_id_of
+from ftray.preflight import Prepared, check, describe_machine, require_audit
 from ftray.space import SchedulerName, SweepConfig
 from ftray.sweep.comparison import Split
 from ftray.sweep.configurations import Configurations

@@ -17,12 +17,13 @@ from ftray import __version__
 from ftray.artifacts import digest_of, now, read_json, require_writable, run_lock, write_json
 from ftray.campaign import Config, Ledger, SweepDirectory
 from ftray.errors import InputError, Interrupted, RunError
-from ftray.finetune import require_registrable, sample_replay
+from ftray.finetune import sample_replay
 from ftray.job import LoadedJob, evaluate_digest
 from ftray.model.base import identify
 from ftray.observe import spans
 from ftray.observe.measures import CampaignMeasures
 from ftray.observe.ray_measures import RayInstruments
+from ftray.preflight import require_registrable
 from ftray.storage.mirror import DRIVER, is_record, of_campaign
 from ftray.storage.place import Place
 from ftray.sweep.callback import Watcher

@@ -107,11 +107,17 @@ def refused(address: str, error: Exception) -> InputError:
             allowed=f"{VARIABLE} on a machine that is one of the cluster's nodes",
             hint="From any other machine: ftray submit JOB --address http://HEAD:8265, the cluster's dashboard.",
         )
-    has_token = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+    return bad_token(address, has_token=os.environ.get("RAY_AUTH_MODE", "").lower() == "token", told=told)
+
+
+def bad_token(address: str, *, has_token: bool, told: str = "") -> InputError:
+    """Return what is said of a token that a cluster refuses, or misses; `told`: by the cluster."""
+    message = f"the cluster at {address} {'does not accept this token' if has_token else 'asks for a token'}"
     return InputError(
-        f"the cluster at {address} answers, and does not let this process in: {told}",
+        f"{message}: {told}" if told else message,
         kind="bad_token",
         given="a token" if has_token else "no token",
-        allowed="RAY_AUTH_MODE=token and the cluster's token in RAY_AUTH_TOKEN or the file of RAY_AUTH_TOKEN_PATH",
-        hint="`ray get-auth-token` on the head node prints it. Where the cluster has none, unset RAY_AUTH_MODE.",
+        allowed="the cluster's token in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH",
+        hint="`ray get-auth-token` on the head node prints it; on Kubernetes it is in the cluster's secret. "
+        "On the nodes RAY_AUTH_MODE=token belongs to it.",
     )

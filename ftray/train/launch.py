@@ -28,7 +28,7 @@ from ftray.observe import log, spans
 from ftray.storage.mirror import Mirror
 from ftray.storage.place import Place
 from ftray.train.address import ray_address
-from ftray.train.cluster import connect, require_place, worker_resources
+from ftray.train.cluster import cluster_nodes, connect, require_resources, worker_resources
 from ftray.train.groups import groups_of_this_job, remove_idle_groups
 from ftray.train.memory import MALLOC_ENVIRONMENT
 from ftray.train.plan import Plan
@@ -108,19 +108,18 @@ def launch(
     place: Place | None = None,
     passed: Mapping[str, str] | None = None,
     secrets: Secrets | None = None,
-    say: Callable[[str], None] = lambda line: None,
     trainer_class: type = TorchTrainer,
 ) -> dict[str, Any]:
     """Run `worker(payload)` on every worker; return rank 0's small dict.
 
     `run`: the run's folder; `place`: the storage it is in, where that is no folder that all workers reach.
     `passed`, `secrets`: environment that workers get, where that of this process is not the user's; as `passed_on` and
-    `own_secrets` give it. `say` is told of a wait for nodes.
+    `own_secrets` give it.
     Raises the FtrayError a worker raised, or RunError `node` when workers were lost more often than allowed.
     """
     started_here = connect()
     try:
-        require_place(plan, say=say)
+        require_resources(plan, cluster_nodes(), "the Ray cluster")
         place = place or Place(str(run.parent))
         mirror = place.mirror(run)
         mirror.remove(ERROR_NOTE)

@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ftray.finetune import check
 from ftray.job import LoadedJob, load_job, run_directory, run_id_of
+from ftray.preflight import check
 from ftray.sweep.rungs import grace_tokens
 from ftray.train.batches import StepSampler
 from ftray.train.plan import Plan

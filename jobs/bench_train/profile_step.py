@@ -16,10 +16,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from ftray.data.collate import collate
-from ftray.finetune import check
 from ftray.job import load_job, run_directory, run_id_of
 from ftray.model.base import load_config
 from ftray.model.forward import layout_for
+from ftray.preflight import check
 from ftray.train.batches import share_out
 from ftray.train.memory import keep_freed_memory
 from ftray.train.state import Training

@@ -77,11 +77,7 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveRay]:
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("job")
     tiny_base(folder / "base")
-    file = make_job(folder / "job", folder / "base")
-    content = yaml.safe_load(file.read_text())
-    content["compute"]["workers"] = MOST_NODES
-    file.write_text(yaml.safe_dump(content))
-    return file
+    return make_job(folder / "job", folder / "base", compute={"workers": MOST_NODES})
 
 
 def on_the_cluster(ray: LiveRay, *words: str, **more: str) -> Answer:

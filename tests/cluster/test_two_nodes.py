@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-import yaml
 from safetensors.torch import load_file
 from submit_world import LiveRay, kill_all, make_job, running_node, running_ray, tree, until
 
@@ -75,12 +74,12 @@ def two_nodes() -> Iterator[TwoNodes]:
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two-nodes")
     tiny_base(folder / "base")
-    file = make_job(folder / "job", folder / "base")
-    content = yaml.safe_load(file.read_text())
-    content["compute"]["workers"] = 2
-    content["train"] |= {"max_steps": 6, "log_every": 1}
-    content["evaluate"]["task"]["metric"] = "holding:held"
-    file.write_text(yaml.safe_dump(content))
+    file = make_job(
+        folder / "job", folder / "base",
+        train={"max_steps": 6, "log_every": 1},
+        evaluate={"task": {"max_new_tokens": 4, "metric": "holding:held"}},
+        compute={"workers": 2},
+    )  # fmt: skip
     (file.parent / "holding.py").write_text(HOLDING)
     return file
 

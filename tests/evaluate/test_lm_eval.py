@@ -22,11 +22,12 @@ from ftray.evaluate.config import LmEvalProbe
 from ftray.evaluate.lm_eval import ask_lm_eval, build_lm_eval_task, require_lm_eval
 from ftray.evaluate.predict import Asked, RowPrediction, predict_task
 from ftray.evaluate.tasks import Task
-from ftray.finetune import check, finetune
+from ftray.finetune import finetune
 from ftray.job import Job, LoadedJob, load_job, run_directory, run_id_of
 from ftray.model.base import load_model, load_tokenizer
 from ftray.model.config import MethodConfig
 from ftray.model.lora import attach_lora, base_only
+from ftray.preflight import check
 from ftray.quickstart.pretrain import MAX_LENGTH, tiny_base
 from ftray.reevaluation import evaluate_again, own_questions
 from ftray.subject import subject_of_run

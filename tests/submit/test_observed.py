@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from otlp_collector import Collector, attributes
 from submit_world import Answer, LiveRay, make_job
 
@@ -35,9 +34,7 @@ class Watched:
 @pytest.fixture(scope="session")
 def watched(live_ray: LiveRay, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Watched:
     folder = tmp_path_factory.mktemp("watched")
-    job = make_job(folder / "job", base)
-    content = yaml.safe_load(job.read_text())
-    job.write_text(yaml.safe_dump({**content, "name": "watched", "compute": {"workers": 1}}))
+    job = make_job(folder / "job", base, name="watched", compute={"workers": 1})
     collector = Collector()
     process = live_ray.start(
         "submit", str(job), "--storage", str(folder / "storage"), "--wait", "--json",
@@ -92,11 +89,9 @@ def test_one_trace_goes_through_all_processes(watched: Watched) -> None:
 def test_prometheus_and_status_see_a_run_and_no_list_shows_its_token(
     live_ray: LiveRay, base: Path, tmp_path: Path
 ) -> None:
-    job = make_job(tmp_path / "job", base)
-    content = yaml.safe_load(job.read_text())
     settings = {"max_steps": 100_000, "learning_rate": 4e-3, "log_every": 1, "evaluate_every": 50}
-    content["train"] |= settings | {"early_stopping": None}
-    job.write_text(yaml.safe_dump({**content, "name": "counted", "compute": {"workers": 1}}))
+    train = settings | {"early_stopping": None}
+    job = make_job(tmp_path / "job", base, name="counted", train=train, compute={"workers": 1})
     words = ("--storage", str(tmp_path / "storage"), "--secret", "HF_TOKEN", "--json")
     submitted = live_ray.ftray("submit", str(job), *words, HF_TOKEN=TOKEN)
     assert submitted.exit_code == 0, submitted.stderr

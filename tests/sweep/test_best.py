@@ -13,8 +13,9 @@ from trial_world import load_world
 from ftray.artifacts import RunDirectory, digest_file
 from ftray.campaign import TrialDirectory
 from ftray.errors import RunError
-from ftray.finetune import check, finetune
+from ftray.finetune import finetune
 from ftray.job import LoadedJob, run_directory, run_id_of
+from ftray.preflight import check
 from ftray.sweep.best import best_checkpoint, export_best
 from ftray.sweep.folders import evaluate_base, evaluate_folders
 from ftray.tracking import current_lines

@@ -19,8 +19,8 @@ from trial_world import load_world
 from ftray.artifacts import digest_of, read_json
 from ftray.campaign import Config, SweepDirectory
 from ftray.errors import InputError, RunError
-from ftray.finetune import check
 from ftray.job import LoadedJob, run_directory, run_id_of
+from ftray.preflight import check
 from ftray.storage.place import Place
 from ftray.sweep.best import best_checkpoint, export_best
 from ftray.sweep.per_trial import PerTrial, fitting_trials, make_trainable, require_same_copies

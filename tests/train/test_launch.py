@@ -16,8 +16,10 @@ import pytest
 
 from ftray.artifacts import digest_file, read_json
 from ftray.errors import InputError, RunError
-from ftray.finetune import check, finetune, write_records
+from ftray.finetune import finetune
 from ftray.job import LoadedJob, run_directory, run_id_of
+from ftray.preflight import check
+from ftray.run_records import write_records
 from ftray.tracking import current_lines
 from ftray.train.cluster import connect, require_place, require_resources
 from ftray.train.launch import interface_of, launch, listen_at_node_address, own_secrets, worker_environment

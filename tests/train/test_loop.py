@@ -17,10 +17,10 @@ import torch
 from ftray.artifacts import RunDirectory
 from ftray.data.collate import collate
 from ftray.errors import RunError
-from ftray.finetune import check
 from ftray.job import LoadedJob, run_directory, run_id_of
 from ftray.model.base import load_tokenizer
 from ftray.model.forward import layout_for
+from ftray.preflight import check
 from ftray.prepare import Datasets
 from ftray.train.checkpoint import CheckpointWriter, find_checkpoints
 from ftray.train.engine import Engine
