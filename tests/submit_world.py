@@ -46,7 +46,7 @@ def write_rows(path: Path, numbers: range) -> None:
 
 
 def make_job(folder: Path, base: Path, *, name: str = "boxes", **changes: dict[str, Any]) -> Path:
-    """Make the job's folder; return its file. `changes`: settings of sections that replace its own."""
+    """Make the job's folder; return its file. `changes`: settings of sections, each in the place of its own, whole."""
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder / "train.jsonl", range(48))
     write_rows(folder / "test.jsonl", range(48, 56))

@@ -107,17 +107,23 @@ def refused(address: str, error: Exception) -> InputError:
             allowed=f"{VARIABLE} on a machine that is one of the cluster's nodes",
             hint="From any other machine: ftray submit JOB --address http://HEAD:8265, the cluster's dashboard.",
         )
-    return bad_token(address, has_token=os.environ.get("RAY_AUTH_MODE", "").lower() == "token", told=told)
+    return bad_token(address, has_token=os.environ.get("RAY_AUTH_MODE", "").lower() == "token", joining=told)
 
 
-def bad_token(address: str, *, has_token: bool, told: str = "") -> InputError:
-    """Return what is said of a token that a cluster refuses, or misses; `told`: by the cluster."""
+def bad_token(address: str, *, has_token: bool, joining: str | None = None) -> InputError:
+    """Return what is said of a token that a cluster refuses, or misses.
+
+    `joining`: what Ray says to a process that joins; it does not always say that it is the token.
+    """
     message = f"the cluster at {address} {'does not accept this token' if has_token else 'asks for a token'}"
+    hint = "`ray get-auth-token` on the head node prints it; on Kubernetes it is in the cluster's secret."
+    if joining is not None:
+        message = f"the cluster at {address} answers, and does not let this process in: {joining}"
+        hint += " Set RAY_AUTH_MODE=token with it; where the cluster has no token, unset that."
     return InputError(
-        f"{message}: {told}" if told else message,
+        message,
         kind="bad_token",
         given="a token" if has_token else "no token",
         allowed="the cluster's token in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH",
-        hint="`ray get-auth-token` on the head node prints it; on Kubernetes it is in the cluster's secret. "
-        "On the nodes RAY_AUTH_MODE=token belongs to it.",
+        hint=hint,
     )

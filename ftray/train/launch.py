@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -28,7 +29,7 @@ from ftray.observe import log, spans
 from ftray.storage.mirror import Mirror
 from ftray.storage.place import Place
 from ftray.train.address import ray_address
-from ftray.train.cluster import cluster_nodes, connect, require_resources, worker_resources
+from ftray.train.cluster import connect, require_place, worker_resources
 from ftray.train.groups import groups_of_this_job, remove_idle_groups
 from ftray.train.memory import MALLOC_ENVIRONMENT
 from ftray.train.plan import Plan
@@ -119,7 +120,8 @@ def launch(
     """
     started_here = connect()
     try:
-        require_resources(plan, cluster_nodes(), "the Ray cluster")
+        # Nodes may have been given back since this was asked, or between two trials.
+        require_place(plan, say=logging.getLogger(__name__).warning)
         place = place or Place(str(run.parent))
         mirror = place.mirror(run)
         mirror.remove(ERROR_NOTE)
